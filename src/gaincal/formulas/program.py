@@ -1,0 +1,175 @@
+"""A `Program`: the part of a formula that one result needs, ready for an evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gaincal.errors import RequestError
+from gaincal.formulas.checks import INTEGER_OUTPUTS, literal_value
+from gaincal.formulas.formula import Constant, Flag, Formula, Input, Step, Table
+from gaincal.formulas.operations import Type
+
+NO_VALUE_BIT, CLIPPED_BIT, MISSING_BIT = 29, 30, 31
+RESERVED_FLAGS = {"no_value": NO_VALUE_BIT, "clipped": CLIPPED_BIT, "missing": MISSING_BIT}
+Labels = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What an evaluator computes: one value and the flags, for every pixel of every frame.
+
+    Parameters
+    ----------
+    compute : {'float32', 'float64'}
+        Type of all arithmetic with reals.
+    inputs, constants, tables, steps
+        Those that the value and the flags need, steps in order of evaluation.
+    types : tuple of (str, Type)
+        Type of every name.
+    labels : tuple of (str, tuple of tuple of int)
+        For every constant with named axes: the labels along each of them.
+    value : str
+        The step (or words input) that is delivered.
+    dtype : str
+        What it is delivered in.
+    fill : int or float or None
+        Stands where a flag voids the value; None is NaN.
+    limits : (int, int) or None
+        Ends of the range of an integer result; the declared fill lies outside.
+    flags : tuple of (int, Flag)
+        Bit and flag, for every flag that can be tested.
+    voiding : bool
+        Whether flags void the value; raw words and stages are delivered as they are.
+    """
+
+    compute: str
+    inputs: tuple[Input, ...]
+    constants: tuple[Constant, ...]
+    tables: tuple[Table, ...]
+    steps: tuple[Step, ...]
+    types: tuple[tuple[str, Type], ...]
+    labels: tuple[tuple[str, Labels], ...]
+    value: str
+    dtype: str
+    fill: int | float | None
+    limits: tuple[int, int] | None
+    flags: tuple[tuple[int, Flag], ...]
+    voiding: bool
+
+
+def needs(formula: Formula, name: str) -> frozenset[str]:
+    """The inputs and constants that a step (or an input itself) depends on."""
+    given = {i.name for i in formula.inputs} | {c.name for c in formula.constants}
+    return formula.checked.needs.get(name, frozenset({name})) & given
+
+
+def testable_flags(formula: Formula, given: frozenset[str]) -> list[tuple[int, Flag]]:
+    """Bit and flag of every flag whose inputs and constants are all given."""
+    return [(bit, f) for bit, f in enumerate(formula.flags) if needs(formula, f.when) <= given]
+
+
+def program_for_output(
+    formula: Formula,
+    labels: Mapping[str, Labels],
+    given: frozenset[str],
+    name: str | None = None,
+    dtype: str | None = None,
+    flagged: float | None = None,
+) -> Program:
+    """Program of a declared output.
+
+    Parameters
+    ----------
+    formula : Formula
+    labels : mapping of str to tuple of tuple of int
+        Labels along the named axes of the constants.
+    given : frozenset of str
+        Names of the inputs and constants that there are.
+    name : str, optional
+        The output; the default output if None.
+    dtype : str, optional
+        One that the output declares; its first if None.
+    flagged : float, optional
+        Replaces the declared fill.
+
+    Raises
+    ------
+    RequestError
+        If there is no such output, dtype or fill, or an input that it needs is not given.
+    """
+    output = formula.output(name)
+    lacking = sorted(needs(formula, output.name) - given)
+    if lacking:
+        raise RequestError(f"output '{output.name}' needs {', '.join(lacking)}, which the file does not have")
+    choices = dict(((output.dtype, output.fill), *output.alternatives))
+    chosen = dtype or output.dtype
+    if chosen not in choices:
+        raise RequestError(f"output '{output.name}' is declared as {', '.join(choices)}, not {chosen}")
+    fill = choices[chosen]
+    limits = _limits(chosen, fill)
+    flags = testable_flags(formula, given)
+    value = _checked_fill(flagged, chosen, output.name) if flagged is not None else fill
+    return _program(formula, labels, output.name, chosen, value, limits, flags, True)
+
+
+def program_for_step(formula: Formula, labels: Mapping[str, Labels], name: str, dtype: str) -> Program:
+    """Program that delivers an integer step or a words input as it is, in `dtype`, without flags."""
+    low, high = INTEGER_OUTPUTS[dtype]
+    return _program(formula, labels, name, dtype, None, (low, high), [], False)
+
+
+def _limits(dtype: str, fill: int | None) -> tuple[int, int] | None:
+    if dtype not in INTEGER_OUTPUTS:
+        return None
+    low, high = INTEGER_OUTPUTS[dtype]
+    return (low + 1, high) if fill == low else (low, high - 1)
+
+
+def _checked_fill(flagged: float, dtype: str, name: str) -> int | float | None:
+    if flagged != flagged:
+        if dtype in INTEGER_OUTPUTS:
+            raise RequestError(f"output '{name}' is {dtype} and cannot hold NaN for flagged pixels: give a number")
+        return None
+    if dtype not in INTEGER_OUTPUTS:
+        return float(flagged)
+    low, high = INTEGER_OUTPUTS[dtype]
+    if not float(flagged).is_integer() or not low <= flagged <= high:
+        raise RequestError(f"output '{name}' is {dtype} and cannot hold {flagged} for flagged pixels")
+    return int(flagged)
+
+
+def _program(
+    formula: Formula,
+    labels: Mapping[str, Labels],
+    value: str,
+    dtype: str,
+    fill: int | float | None,
+    limits: tuple[int, int] | None,
+    flags: list[tuple[int, Flag]],
+    voiding: bool,
+) -> Program:
+    checked = formula.checked
+    used = frozenset({value}).union(*(checked.needs.get(n, frozenset({n})) for n in (value, *_whens(flags))))
+    steps = tuple(s for s in formula.steps if s.name in used)
+    tables = {a for s in steps for a in s.arguments if literal_value(a) is None}
+    constants = tuple(c for c in formula.constants if c.name in used)
+    return Program(
+        formula.compute,
+        tuple(i for i in formula.inputs if i.name in used),
+        constants,
+        tuple(t for t in formula.tables if t.name in tables),
+        steps,
+        tuple((name, checked.types[name]) for name in checked.types if name in used),
+        tuple((c.name, labels[c.name]) for c in constants if checked.types[c.name].axes),
+        value,
+        dtype,
+        fill,
+        limits,
+        tuple(flags),
+        voiding,
+    )
+
+
+def _whens(flags: list[tuple[int, Flag]]) -> list[str]:
+    return [flag.when for _, flag in flags]
