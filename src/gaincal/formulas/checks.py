@@ -155,7 +155,7 @@ def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tu
             raise FormulaError(f"a table has 1 to {MAX_TABLE} entries", where=where)
         if not all(-(2**31) <= e < 2**31 for e in table.entries):
             raise FormulaError("an entry does not fit int32", where=where)
-        yield table.name, Type("table", low=min(table.entries), high=max(table.entries))
+        yield table.name, Type("table", entries=table.entries)
 
 
 def _input_axes(dims: tuple[str, ...], pixel_dims: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ class Type:
         The number itself where the value is a literal.
     axes : tuple of str
         Named axes of a constant that must be chosen along before it is a value.
+    entries : tuple of int
+        The entries of a table.
     """
 
     kind: str
@@ -45,6 +47,7 @@ class Type:
     whole: bool = False
     literal: int | float | None = None
     axes: tuple[str, ...] = ()
+    entries: tuple[int, ...] = ()
 
 
 class OperationError(ValueError):
@@ -217,7 +220,10 @@ def _bits(a: tuple[Type, ...]) -> Type:
         raise OperationError("bits of a value that can be negative: only a word has bits")
     offset = _literal(a[1], 0, MAX_WORD_BITS - 1, "the offset of bits")
     length = _literal(a[2], 1, MAX_WORD_BITS - offset, "the length of bits")
-    return replace(a[0], low=0, high=2**length - 1, literal=None)
+    low, high = a[0].low >> offset, a[0].high >> offset
+    if high >= 2**length:
+        low, high = 0, 2**length - 1
+    return replace(a[0], low=low, high=high, literal=None)
 
 
 def _join(a: tuple[Type, ...]) -> Type:
@@ -225,15 +231,18 @@ def _join(a: tuple[Type, ...]) -> Type:
     length = _literal(a[1], 1, MAX_WORD_BITS - 1, "the length of join's low part")
     if a[0].low < 0 or a[2].low < 0 or a[0].high >= 2**length:
         raise OperationError(f"join needs words, the low one within {length} bits")
-    high = a[2].high * 2**length + 2**length - 1
-    return Type("integer", _dims((a[0], a[2])), a[0].unit, 0, high)
+    low, high = (a[0].low + a[2].low * 2**length, a[0].high + a[2].high * 2**length)
+    return Type("integer", _dims((a[0], a[2])), a[0].unit, low, high)
 
 
 def _lookup(a: tuple[Type, ...]) -> Type:
     if a[0].kind != "table":
         raise OperationError("the first argument of lookup is the name of a table")
     _need(a[1:], ("integer",), "lookup")
-    return Type("integer", a[1].dims, ONE, min(a[0].low, NO_STAGE), max(a[0].high, NO_STAGE))
+    possible = list(a[0].entries[max(a[1].low, 0) : max(a[1].high + 1, 0)])
+    if a[1].low < 0 or a[1].high >= len(a[0].entries):
+        possible.append(NO_STAGE)
+    return Type("integer", a[1].dims, ONE, min(possible), max(possible))
 
 
 def _select(a: tuple[Type, ...]) -> Type:

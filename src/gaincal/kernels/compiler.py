@@ -24,11 +24,12 @@ from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import Type
 from gaincal.formulas.program import Program
 from gaincal.kernels.delivery import Delivery
-from gaincal.kernels.lowering import INT64, Builder, Lowering, Value
+from gaincal.kernels.lowering import BIT, INT64, Builder, Lowering, Value
 from gaincal.kernels.selection import Selection
+from gaincal.kernels.shortcut import Shortcut, find_shortcut
 
 TILE = 4096
-WIDTH = 32
+WIDTH = 64
 VALUE, FLAGS = "-> value", "-> flags"
 FLAGS_SIZE = 4
 Kernel = Callable[[int, int, int, int, int], None]
@@ -103,7 +104,7 @@ class _Emitter:
             name: builder.load(builder.gep(table, [ir.Constant(INT64, k)])) for k, name in enumerate(names)
         }
         self.selection = Selection(program, self.dtypes, self.addresses, pixels)
-        self.stage = _fast_stage(program)
+        self.shortcut = find_shortcut(program)
 
     def emit(self) -> None:
         with self._range(self.first, self.last, TILE) as low:
@@ -142,35 +143,54 @@ class _Emitter:
         """Everything for `width` pixels from `pixel` on."""
         lowering = Lowering(self.b, self.program, width)
         here = self.b.add(self.b.mul(frame, self.pixels), pixel)
-        values = dict(uniform)
+        values = uniform | self._loaded(lowering, here, pixel)
+        steps = [s for s in self.program.steps if _pixelwise(self.types[s.name])]
+        if self.shortcut is None or width == 1:
+            self._finish(lowering, steps, values, pixel, here)
+            return
+        names = [s.name for s in steps]
+        split = names.index(self.shortcut.name) + 1 if self.shortcut.name in names else 0
+        self._steps(lowering, steps[:split], values, pixel)
+        narrowed = Lowering(self.b, self.program, width, self.shortcut.types)
+        with self.b.if_else(self._elsewhere(lowering, self.shortcut, values), likely=False) as (mixed, same):
+            with mixed:
+                self._finish(lowering, steps[split:], dict(values), pixel, here)
+            with same:
+                self._finish(narrowed, steps[split:], dict(values), pixel, here)
+
+    def _loaded(self, lowering: Lowering, here: Value, pixel: Value) -> dict[str, Value]:
+        """The words and maps of some pixels."""
+        values = {}
         for item in (*self.program.inputs, *self.program.constants):
             kind = self.types[item.name]
             if not kind.axes and _pixelwise(kind):
                 dtype = self.dtypes[item.name]
-                place = here if FRAME in kind.dims else pixel
-                address = lowering.offset(self.addresses[item.name], place, dtype.itemsize)
+                address = lowering.offset(self.addresses[item.name], here if FRAME in kind.dims else pixel, dtype.itemsize)
                 values[item.name] = lowering.given(address, dtype, kind, True)
-        steps = [s for s in self.program.steps if _pixelwise(self.types[s.name])]
-        split = [s.name for s in steps].index(self.stage[0]) + 1 if self.stage and width > 1 else 0
-        self._steps(lowering, steps[:split], values, pixel)
-        if not self.stage or not split:
-            self._steps(lowering, steps, values, pixel)
-            self._store(lowering, values, here)
-            return
-        name, label = self.stage
-        known = lowering.constant(values[name].type, label)
-        elsewhere = self._any(lowering, lowering.compare("!=", values[name], known))
-        with self.b.if_else(self.b.not_(elsewhere), likely=True) as (same, mixed):
-            with same:
-                self._finish(lowering, steps[split:], {**values, name: known}, pixel, here)
-            with mixed:
-                self._finish(lowering, steps[split:], dict(values), pixel, here)
+        return values
+
+    def _elsewhere(self, lowering: Lowering, shortcut: Shortcut, values: dict[str, Value]) -> Value:
+        """Whether any pixel of a vector lies outside the bounds of the shortcut."""
+        value, kind = values[shortcut.name], self.types[shortcut.name]
+        outside = lowering.constant(lowering.vector(BIT), 0)
+        if shortcut.low > kind.low:
+            outside = self.b.or_(outside, lowering.compare("<", value, lowering.constant(value.type, shortcut.low)))
+        if shortcut.high < kind.high:
+            outside = self.b.or_(outside, lowering.compare(">", value, lowering.constant(value.type, shortcut.high)))
+        name = f"llvm.vector.reduce.or.v{lowering.width}i1"
+        signature = ir.FunctionType(BIT, [outside.type])
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), [outside])
 
     def _finish(
         self, lowering: Lowering, steps: list[Step], values: dict[str, Value], pixel: Value, here: Value
     ) -> None:
+        """The rest of the steps, and the results."""
         self._steps(lowering, steps, values, pixel)
-        self._store(lowering, values, here)
+        result, flags = Delivery(lowering, self.program).deliver(values)
+        size = np.dtype(self.program.dtype).itemsize
+        lowering.store(result, lowering.offset(self.addresses[VALUE], here, size))
+        if self.layout.flags:
+            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE))
 
     def _steps(self, lowering: Lowering, steps: list[Step], values: dict[str, Value], pixel: Value) -> None:
         for step in steps:
@@ -182,31 +202,6 @@ class _Emitter:
         indices = [lowering.argument(values, a) for a in step.arguments[1:]]
         return self.selection.select(lowering, step.arguments[0], indices, pixel)
 
-    def _any(self, lowering: Lowering, condition: Value) -> Value:
-        name = f"llvm.vector.reduce.or.v{lowering.width}i1"
-        signature = ir.FunctionType(condition.type.element, [condition.type])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), [condition])
-
-    def _store(self, lowering: Lowering, values: dict[str, Value], here: Value) -> None:
-        result, flags = Delivery(lowering, self.program).deliver(values)
-        size = np.dtype(self.program.dtype).itemsize
-        lowering.store(result, lowering.offset(self.addresses[VALUE], here, size))
-        if self.layout.flags:
-            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE))
-
 
 def _pixelwise(kind: Type) -> bool:
     return bool(kind.dims - {FRAME})
-
-
-def _fast_stage(program: Program) -> tuple[str, int] | None:
-    """The first step that chooses a plane pixel by pixel, and the first label it chooses."""
-    kinds, labels = dict(program.types), dict(program.labels)
-    computed = {step.name for step in program.steps}
-    for step in program.steps:
-        if step.operation != "select":
-            continue
-        for axis, index in zip(labels[step.arguments[0]], step.arguments[1:], strict=True):
-            if index in computed and _pixelwise(kinds[index]):
-                return index, axis[0]
-    return None

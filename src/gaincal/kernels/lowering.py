@@ -7,14 +7,14 @@ No fast-math flag is ever set, so LLVM neither reassociates nor contracts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 
-from gaincal.formulas.checks import literal_value
+from gaincal.formulas.checks import literal_type, literal_value
 from gaincal.formulas.operations import NO_STAGE, Type
 from gaincal.formulas.program import Program
 from gaincal.kernels import transcendental as t
@@ -56,12 +56,16 @@ class Lowering:
     program : Program
     width : int
         Pixels per vector.
+    types : mapping of str to Type, optional
+        Types under an assumption; the program's own if None.
     """
 
-    def __init__(self, builder: Builder, program: Program, width: int) -> None:
+    def __init__(
+        self, builder: Builder, program: Program, width: int, types: Mapping[str, Type] | None = None
+    ) -> None:
         self.b, self.width = builder, width
         self.real = SINGLE if program.compute == "float32" else DOUBLE
-        self.types = dict(program.types)
+        self.types = dict(program.types) if types is None else dict(types)
         self.tables = {table.name: table.entries for table in program.tables}
 
     # --- types and constants -------------------------------------------------------------
@@ -180,24 +184,58 @@ class Lowering:
 
     def step(self, name: str, operation: str, arguments: tuple[str, ...], values: dict[str, Value]) -> Value:
         """Lower one step that is not `select`."""
+        kind = self.types[name]
+        if kind.kind == "integer" and kind.low == kind.high:
+            return ir.Constant(integer_type(kind), kind.low)
         if operation == "lookup":
             return self.lookup(self.tables[arguments[0]], self.argument(values, arguments[1]))
         given = [self.argument(values, a) for a in arguments]
         if operation == "power":
             return self.power(self.to_real(given[0]), int(arguments[1]))
         if operation == "bits":
-            return self.bits(given[0], int(arguments[1]), int(arguments[2]))
+            return self.bits(given[0], int(arguments[1]), int(arguments[2]), self.types[arguments[0]].high)
         if operation == "join":
             return self.join(given[0], int(arguments[1]), given[2], name)
         if operation in _ARITHMETIC:
             return self.arithmetic(operation, given, name)
         if operation in _COMPARISONS:
+            settled = self._settled(operation, arguments)
+            if settled is not None:
+                return ir.Constant(BIT, int(settled))
             return self.compare(_COMPARISONS[operation], *self.numbers(*given))
         method: Callable[..., Value] = getattr(self, _METHODS[operation])
         return method(*given)
 
-    def bits(self, word: Value, offset: int, length: int) -> Value:
+    def _settled(self, operation: str, arguments: tuple[str, ...]) -> bool | None:
+        """What a comparison of integers gives whatever the pixel, if their bounds decide it."""
+        values = [literal_value(a) for a in arguments]
+        a, b = (self.types[n] if v is None else literal_type(v) for n, v in zip(arguments, values, strict=True))
+        if a.kind != "integer" or b.kind != "integer":
+            return None
+        always = {
+            "less": a.high < b.low,
+            "less_equal": a.high <= b.low,
+            "greater": a.low > b.high,
+            "greater_equal": a.low >= b.high,
+            "equal": a.low == a.high == b.low == b.high,
+            "not_equal": a.high < b.low or a.low > b.high,
+        }
+        opposite = {
+            "less": "greater_equal",
+            "less_equal": "greater",
+            "greater": "less_equal",
+            "greater_equal": "less",
+            "equal": "not_equal",
+            "not_equal": "equal",
+        }
+        if always[operation]:
+            return True
+        return False if always[opposite[operation]] else None
+
+    def bits(self, word: Value, offset: int, length: int, highest: int) -> Value:
         shifted = self.b.lshr(word, self.constant(word.type, offset)) if offset else word
+        if highest >> offset < 1 << length:
+            return shifted
         return self.b.and_(shifted, self.constant(word.type, (1 << length) - 1))
 
     def join(self, low: Value, length: int, high: Value, name: str) -> Value:

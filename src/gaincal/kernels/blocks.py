@@ -1,0 +1,106 @@
+"""Run a program over blocks of frames: choose the evaluator, split the work, keep the threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.formulas.checks import FRAME
+from gaincal.formulas.program import Program
+
+Array = npt.NDArray[Any]
+MIN_WORDS_PER_TASK = 1 << 18
+PIXELS_PER_TASK = 1 << 14
+
+
+def available_threads() -> int:
+    """Threads that this process may use: what Slurm granted, else the CPU affinity."""
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(granted) if granted.isdigit() and int(granted) > 0 else len(os.sched_getaffinity(0))
+
+
+def evaluate(
+    program: Program,
+    arrays: Mapping[str, Array],
+    value: Array,
+    flags: npt.NDArray[np.uint32] | None = None,
+    threads: int = 1,
+) -> None:
+    """Compute a program for a block of frames.
+
+    Parameters
+    ----------
+    program : Program
+    arrays : mapping of str to ndarray
+        As for `gaincal.kernels.reference.evaluate`; inputs and constants in the types the program
+        declares, constants and real inputs in its compute type.
+    value : ndarray (frame, pixel)
+        Receives the value, in the program's dtype.
+    flags : ndarray (frame, pixel) of uint32, optional
+        Receives the flags.
+    threads : int
+        Most threads to use.
+    """
+    given = [np.ascontiguousarray(arrays[item.name]) for item in (*program.inputs, *program.constants)]
+    _check_shapes(program, given, value, flags)
+    kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None)
+    results = [value] if flags is None else [value, flags]
+    addresses = np.array([a.ctypes.data for a in (*given, *results)], np.int64)
+    frames, pixels = value.shape
+    tasks = _split(frames, pixels, threads)
+    if len(tasks) == 1:
+        kernel(addresses.ctypes.data, frames, pixels, 0, pixels)
+        return
+    jobs = [_pool(os.getpid(), threads).submit(kernel, addresses.ctypes.data, frames, pixels, *t) for t in tasks]
+    for job in jobs:
+        job.result()
+
+
+def _check_shapes(
+    program: Program, given: list[Array], value: Array, flags: npt.NDArray[np.uint32] | None
+) -> None:
+    """The kernel trusts its addresses: nothing may reach it that does not fit."""
+    frames, pixels = value.shape
+    types, labels = dict(program.types), dict(program.labels)
+    for item, array in zip((*program.inputs, *program.constants), given, strict=True):
+        dims = types[item.name].dims
+        wanted = [len(axis) for axis in labels.get(item.name, ())]
+        wanted += [frames] if FRAME in dims or not (dims or wanted) else []
+        wanted += [pixels] if dims - {FRAME} else [1] if item.name in labels else []
+        stored = np.dtype(item.dtype or program.compute)
+        if array.shape != tuple(wanted) or array.dtype != stored:
+            raise ValueError(f"{item.name} is {array.dtype}{array.shape}, not {stored}{tuple(wanted)}")
+    for result, dtype in ((value, program.dtype), (flags, "uint32")):
+        if result is None:
+            continue
+        if result.dtype != dtype or result.shape != value.shape or not result.flags.c_contiguous:
+            raise ValueError(f"a result must be a contiguous {dtype}{value.shape}")
+
+
+def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool) -> Any:
+    from gaincal.kernels.compiler import Layout, compile_program
+
+    names = (item.name for item in (*program.inputs, *program.constants))
+    return compile_program(program, Layout(tuple(zip(names, dtypes, strict=True)), flags))
+
+
+def _split(frames: int, pixels: int, threads: int) -> list[tuple[int, int]]:
+    """Ranges of pixels: each task keeps its own constants in its cache, for all frames."""
+    worthwhile = max(1, frames * pixels // MIN_WORDS_PER_TASK)
+    count = min(worthwhile, -(-pixels // PIXELS_PER_TASK)) if threads > 1 else 1
+    if count == 1:
+        return [(0, pixels)]
+    step = -(-pixels // count // PIXELS_PER_TASK) * PIXELS_PER_TASK
+    return [(first, min(first + step, pixels)) for first in range(0, pixels, step)]
+
+
+@lru_cache(maxsize=4)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """One pool per process (a forked child needs its own)."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="gaincal")
