@@ -245,7 +245,7 @@ def _converted(name: str, array: Array, dtype: str | None, compute: str) -> Arra
         if array.dtype.kind not in "fiu":
             raise BindError(f"{name} is {array.dtype}, expected numbers")
         with np.errstate(over="ignore"):
-            return np.ascontiguousarray(array, np.dtype(compute))
+            return np.asarray(array, np.dtype(compute), order="C")
     if array.dtype.kind not in "iub" or (array.size and (array.min() < 0 or array.max() >= 2 ** WORD_DTYPES[dtype])):
         raise BindError(f"{name} is {array.dtype}, which does not fit the declared {dtype}")
-    return np.ascontiguousarray(array, np.dtype(dtype))
+    return np.asarray(array, np.dtype(dtype), order="C")

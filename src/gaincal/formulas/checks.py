@@ -108,8 +108,8 @@ def _check_head(formula: Formula) -> None:
     check_name(formula.name, "formula.name")
     if formula.version < 1 or formula.version > 2**31 - 1:
         raise FormulaError("version must be a positive integer", where="formula.version")
-    if len(formula.title) > MAX_TITLE or not formula.title.isprintable():
-        raise FormulaError(f"title must be printable, at most {MAX_TITLE} characters", where="formula.title")
+    if len(formula.title) > MAX_TITLE or not (formula.title.isprintable() and formula.title.isascii()):
+        raise FormulaError(f"title must be printable ASCII, at most {MAX_TITLE} characters", where="formula.title")
     if formula.compute not in COMPUTE_DTYPES:
         raise FormulaError(f"compute must be one of {', '.join(COMPUTE_DTYPES)}", where="formula.compute")
 

@@ -1,0 +1,45 @@
+"""gaincal: raw detector words, with the formula that calibrates them, calibrated when somebody reads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gaincal._version import __version__
+
+if TYPE_CHECKING:
+    from gaincal.apply import apply
+    from gaincal.embed import embed
+    from gaincal.errors import GaincalError
+    from gaincal.formulas.formula import Formula
+    from gaincal.lazy import open_calibrated, open_calibrated_dataset
+
+__all__ = [
+    "Formula",
+    "GaincalError",
+    "__version__",
+    "apply",
+    "embed",
+    "open_calibrated",
+    "open_calibrated_dataset",
+]
+
+_HOME = {
+    "Formula": "gaincal.formulas.formula",
+    "GaincalError": "gaincal.errors",
+    "apply": "gaincal.apply",
+    "embed": "gaincal.embed",
+    "open_calibrated": "gaincal.lazy",
+    "open_calibrated_dataset": "gaincal.lazy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: each brings only what it needs."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gaincal' has no attribute '{name}'")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOME[name]), name)
+    # The verbs are functions in modules of the same name: keep the function, not the module.
+    globals()[name] = value
+    return value

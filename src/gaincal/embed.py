@@ -1,0 +1,308 @@
+"""``embed``: put a formula and its constants into a file that links (or holds) the raw words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.calibration import ConstantMap, RawLayout, bind
+from gaincal.errors import RequestError
+from gaincal.formulas import catalog
+from gaincal.formulas.checks import FRAME
+from gaincal.formulas.formula import Formula
+from gaincal.nexus import names
+from gaincal.nexus.atomic import atomic_output, refuse_existing
+from gaincal.nexus.evaluate import Evaluation
+from gaincal.nexus.fields import attribute_text, read_array
+from gaincal.nexus.group import Provenance
+from gaincal.nexus.master import Content, Placement, write_master
+from gaincal.nexus.read import of_class
+from gaincal.nexus.trust import Place, Resolver, reading
+from gaincal.nexus.words import Words
+from gaincal.nexus.write import parse_metadata, parse_number
+from gaincal.sources.files import Spec, find_words, load_constant, load_ids, load_mask
+
+Array = npt.NDArray[Any]
+Source = str | os.PathLike[str] | Array
+PHOTON_ENERGY, WAVELENGTH = "photon_energy", "wavelength"
+BEAM_UNITS = {
+    "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
+    "incident_energy": {"keV": 1.0, "eV": 1e-3},
+}
+PREVIEW_FRAMES = 8
+PREVIEW_EDGE = 512
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` made.
+
+    Parameters
+    ----------
+    path : Path
+        The master.
+    checksum : str
+        Of the calibration.
+    outputs : list of str
+        Outputs for which everything is there.
+    notes : list of str
+        What the user should know: missing metadata, files outside the master's directory ...
+    """
+
+    path: Path
+    checksum: str
+    outputs: list[str]
+    notes: list[str]
+
+
+def embed(
+    raw: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    formula: str | os.PathLike[str] | Formula,
+    constants: Mapping[str, Source],
+    settings: Mapping[str, object] | None = None,
+    mask: str | os.PathLike[str] | None = None,
+    ids: Mapping[str, str | os.PathLike[str]] | None = None,
+    copy_raw: bool = False,
+    in_place: bool = False,
+    overwrite: bool = False,
+    trust: Iterable[str | os.PathLike[str]] = (),
+) -> Embedded:
+    """Write a master that holds a calibration and links the raw words.
+
+    Parameters
+    ----------
+    raw : str or path
+        ``FILE[::/path]`` of the words, unsigned integers (frame, *pixels).
+    output : str or path, optional
+        The master to write; with `in_place` there is none.
+    formula : str, path or Formula
+        A name of the catalogue, a TOML file, or a formula.
+    constants : mapping of str to str, path or ndarray
+        ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.
+    settings : mapping of str to object, optional
+        Scalar inputs of the formula (photon_energy in keV) and metadata (see `METADATA`).
+    mask : str or path, optional
+        Bad-pixel mask, bool or NXmx bits.
+    ids : mapping of str to str or path, optional
+        Numbers that identify the frames: pulse_id, timestamp ...
+    copy_raw : bool
+        Copy the words into the master instead of linking them.
+    in_place : bool
+        Put the calibration into the raw file itself, through a copy that replaces it when it is whole.
+    overwrite : bool
+        Replace an existing `output`.
+    trust : iterable of str or path
+        Directories whose files the raw file may lead to.
+
+    Returns
+    -------
+    Embedded
+
+    Raises
+    ------
+    FormulaError, BindError, FileError, TrustError, OutputError, RequestError
+    """
+    spec = Spec.parse(os.fspath(raw))
+    if in_place == (output is not None):
+        raise RequestError("give an output file, or in_place, not both")
+    target = Path(os.path.realpath(spec.file)) if output is None else Path(output)
+    refuse_existing(target, overwrite or in_place)
+    if not in_place and target.exists() and os.path.samefile(target, spec.file):
+        raise RequestError("the output is the raw file itself: use in_place")
+    chosen = load_formula(formula)
+    with Resolver(spec.file, trust) as resolver, reading(spec.file):
+        place = find_words(resolver, spec.path, 1 + len(chosen.checked.pixel_dims))
+        template = _template(resolver)
+        content = _prepare(chosen, resolver, place, template, constants, settings or {}, mask, ids or {})
+        image = _preview(content)
+        start = resolver.master if in_place else None
+        with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
+            how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
+            checksum, notes = write_master(written, resolver, template, content, image, how)
+    return Embedded(target, checksum, content.calibration.available_outputs(), notes)
+
+
+def load_formula(formula: str | os.PathLike[str] | Formula) -> Formula:
+    """A formula by its name in the catalogue, from a TOML file, or as it is."""
+    if isinstance(formula, Formula):
+        return formula
+    text = os.fspath(formula)
+    if text in catalog.names():
+        return catalog.get(text)
+    if not Path(text).is_file():
+        listed = ", ".join(catalog.names())
+        raise RequestError(f"'{text}' is neither a file nor a formula of the catalogue ({listed})")
+    return Formula.load(text)
+
+
+# --- reading everything first --------------------------------------------------------------
+
+
+def _template(resolver: Resolver) -> Place | None:
+    """The NXentry of the raw file whose metadata are carried over, if it has a detector."""
+    for entry in of_class(resolver, resolver.get("/"), names.ENTRY):
+        for instrument in of_class(resolver, entry, names.INSTRUMENT):
+            if of_class(resolver, instrument, names.DETECTOR):
+                return entry
+    return None
+
+
+def _prepare(
+    formula: Formula,
+    resolver: Resolver,
+    place: Place,
+    template: Place | None,
+    constants: Mapping[str, Source],
+    settings: Mapping[str, object],
+    mask: str | os.PathLike[str] | None,
+    ids: Mapping[str, str | os.PathLike[str]],
+) -> Content:
+    item = _words_input(formula)
+    words = {item: Words(resolver, place)}
+    shape = words[item].shape
+    layout = RawLayout(shape[0], shape[1:])
+    inputs, metadata = _settings(formula, settings, resolver, template)
+    loaded, provenance = _constants(formula, constants, layout)
+    bad = load_mask(Spec.parse(os.fspath(mask)), layout.pixels) if mask is not None else None
+    bad = _existing_mask(resolver, template, layout) if bad is None else bad
+    given = {name: values for name, (values, _) in inputs.items()}
+    if bad is not None and any(i.name == names.PIXEL_MASK for i in formula.inputs):
+        given[names.PIXEL_MASK] = bad
+    calibration = bind(formula, layout, {item: words[item].dtype}, given, loaded)
+    numbers = {name: load_ids(Spec.parse(os.fspath(s)), layout.frames) for name, s in ids.items()}
+    return Content(place, words, calibration, loaded, provenance, inputs, metadata, bad, numbers)
+
+
+def _words_input(formula: Formula) -> str:
+    found = [i.name for i in formula.inputs if i.dims == (FRAME, *formula.checked.pixel_dims)]
+    if len(found) > 1:
+        raise RequestError(f"formula '{formula.name}' takes several words inputs: {', '.join(found)}")
+    return found[0]
+
+
+def _settings(
+    formula: Formula, settings: Mapping[str, object], resolver: Resolver, template: Place | None
+) -> tuple[dict[str, tuple[Array, str]], dict[str, str | float]]:
+    """Split settings into inputs of the formula and metadata; photon energy and wavelength give each other."""
+    scalars = {i.name: i for i in formula.inputs if i.dims in ((), (FRAME,))}
+    texts = {name: str(value) for name, value in settings.items()}
+    values = {n: parse_number(n, texts.pop(n)) for n in list(texts) if n in scalars}
+    try:
+        metadata = parse_metadata(texts)
+    except RequestError as error:
+        listed = ", ".join(scalars) or "none"
+        raise RequestError(f"{error}; inputs of formula '{formula.name}': {listed}") from None
+    arrays = {n: np.array(v, np.float64) for n, v in values.items()}
+    if PHOTON_ENERGY in values:
+        metadata.setdefault(WAVELENGTH, names.KEV_ANGSTROM / _positive(PHOTON_ENERGY, values[PHOTON_ENERGY]))
+    elif PHOTON_ENERGY in scalars:
+        known = metadata.get(WAVELENGTH)
+        energy = _stated_energy(resolver, template) if known is None else None
+        if known is not None:
+            energy = np.array(names.KEV_ANGSTROM / _positive(WAVELENGTH, float(known)))
+        if energy is not None:
+            arrays[PHOTON_ENERGY] = energy
+    return {n: (a, scalars[n].units) for n, a in arrays.items()}, metadata
+
+
+def _positive(name: str, value: float) -> float:
+    if value <= 0:
+        raise RequestError(f"{name}={value}: must be above zero")
+    return value
+
+
+def _stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
+    """Photon energy in keV from the beam of the raw file's entry, if it is stated in a unit we know."""
+    if template is None:
+        return None
+    for instrument in of_class(resolver, template, names.INSTRUMENT):
+        for beam in of_class(resolver, instrument, "NXbeam"):
+            for name, scales in BEAM_UNITS.items():
+                place = resolver.find(name, beam)
+                scale = scales.get(attribute_text(place, names.UNIT_ATTRIBUTE) or "") if place else None
+                if place is None or scale is None:
+                    continue
+                values = read_array(place).astype(np.float64).reshape(-1) * scale
+                energy = names.KEV_ANGSTROM / values if name == "incident_wavelength" else values
+                return energy[0] if energy.size == 1 else energy
+    return None
+
+
+def _constants(
+    formula: Formula, given: Mapping[str, Source], layout: RawLayout
+) -> tuple[dict[str, ConstantMap], dict[str, Provenance]]:
+    declared = {c.name: c for c in formula.constants}
+    unknown = [n for n in given if n not in declared]
+    if unknown:
+        listed = ", ".join(declared) or "none"
+        raise RequestError(f"formula '{formula.name}' has no constant '{unknown[0]}'; it has {listed}")
+    loaded, provenance = {}, {}
+    for name, source in given.items():
+        axes = formula.checked.types[name].axes
+        if isinstance(source, np.ndarray):
+            labels = tuple(tuple(range(n)) for n in source.shape[: len(axes)])
+            loaded[name] = ConstantMap(source, labels)
+            provenance[name] = Provenance("memory", "array", _now())
+        else:
+            spec = Spec.parse(os.fspath(source))
+            loaded[name], provenance[name] = load_constant(spec, declared[name], axes, layout.pixels)
+    return loaded, provenance
+
+
+def _existing_mask(resolver: Resolver, template: Place | None, layout: RawLayout) -> Array | None:
+    """The pixel mask that the raw file brings along."""
+    if template is None:
+        return None
+    for instrument in of_class(resolver, template, names.INSTRUMENT):
+        for detector in of_class(resolver, instrument, names.DETECTOR):
+            place = resolver.find(names.PIXEL_MASK, detector)
+            values = read_array(place) if place else None
+            if values is not None and values.shape == layout.pixels and values.dtype.kind in "iu":
+                return values.astype(np.uint32)
+    return None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _preview(content: Content) -> Array:
+    """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid."""
+    available = content.calibration.available_outputs()
+    default = content.calibration.formula.output().name
+    if default not in available:
+        default = available[0] if available else default
+    program = content.calibration.program(default)
+    evaluation = Evaluation(content.calibration, content.words, program)
+    frames, pixels = evaluation.shape[0], evaluation.shape[1:]
+    total, seen = np.zeros(pixels), np.zeros(pixels)
+    for frame in np.unique(np.linspace(0, frames - 1, min(frames, PREVIEW_FRAMES)).astype(int)) if frames else []:
+        start = (int(frame), *(0 for _ in pixels))
+        values, flags = evaluation.read(start, (1, *pixels), with_flags=True)
+        assert flags is not None
+        valid = (flags[0] == 0) & np.isfinite(values[0])
+        total += np.where(valid, values[0], 0)
+        seen += valid
+    image = _binned(total), _binned(seen)
+    with np.errstate(invalid="ignore"):
+        return (image[0] / image[1]).astype(np.float32)
+
+
+def _binned(image: Array) -> Array:
+    """Sums over squares, so that no edge is longer than a preview's; modules are laid below each other."""
+    flat = image.reshape(-1, image.shape[-1])
+    step = -(-max(flat.shape) // PREVIEW_EDGE)
+    rows, columns = (-(-n // step) * step for n in flat.shape)
+    padded = np.zeros((rows, columns))
+    padded[: flat.shape[0], : flat.shape[1]] = flat
+    summed = padded.reshape(rows // step, step, columns // step, step).sum(axis=(1, 3))
+    return np.asarray(summed)

@@ -1,0 +1,77 @@
+"""Small fields of an untrusted file: checked type, checked size, strict text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.errors import TrustError
+from gaincal.nexus.dataset import PlainDataset, check_budget
+from gaincal.nexus.trust import Place
+
+Array = npt.NDArray[Any]
+MAX_FIELD_BYTES = 64 << 20
+MAX_TEXT_BYTES = 1 << 20
+MAX_ATTRIBUTE_BYTES = 65_536
+
+
+def read_array(place: Place, most: int = MAX_FIELD_BYTES) -> Array:
+    """Values of a numeric, boolean or fixed-length text dataset, in native byte order."""
+    if place.dataset.is_virtual:
+        raise TrustError(place.file, place.path, "is a virtual dataset, which is not allowed here", code="odd-layout")
+    check_budget(place, most)
+    return PlainDataset(place).read_all()
+
+
+def read_text(place: Place) -> str:
+    """The text of a scalar field, of fixed or variable length."""
+    dataset = place.dataset
+    kind = dataset.id.get_type()
+    if kind.get_class() != h5py.h5t.STRING or dataset.size != 1:
+        raise place.error("is not a text", code="odd-type")
+    if dataset.id.get_storage_size() > MAX_TEXT_BYTES or kind.get_size() > MAX_TEXT_BYTES:
+        raise TrustError(place.file, place.path, "is a text beyond all measure", code="over-budget")
+    value = np.asarray(dataset[()]).reshape(())[()]
+    return decode(place, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape"))
+
+
+def decode(place: Place, value: bytes) -> str:
+    """Strict UTF-8 without NUL and control characters; line breaks and tabs may stand in descriptions."""
+    try:
+        text = value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise place.error("is not UTF-8 text", code="bad-text") from None
+    if not all(c.isprintable() or c in "\n\t" for c in text):
+        raise place.error("contains control characters", code="bad-text")
+    return text
+
+
+def read_column(place: Place) -> list[str] | list[int] | list[float]:
+    """A one-dimensional column of the calibration group, as Python values."""
+    values = read_array(place)
+    if values.ndim != 1:
+        raise place.error(f"has {values.ndim} dimensions, a column has 1", code="odd-type")
+    if values.dtype.kind != "S":
+        return values.tolist()  # type: ignore[no-any-return]
+    texts = [decode(place, bytes(v)) for v in values]
+    if not all(t.isascii() and t.isprintable() for t in texts):
+        raise place.error("a column holds printable ASCII", code="bad-text")
+    return texts
+
+
+def attribute_text(place: Place, name: str) -> str | None:
+    """A text attribute, None if it is absent or anything else."""
+    if name not in place.item.attrs:
+        return None
+    attribute = h5py.h5a.open(place.item.id, name.encode())
+    if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+        raise TrustError(place.file, place.path, f"attribute {name} is beyond all measure", code="over-budget")
+    value = place.item.attrs[name]
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())[()]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return str(value) if isinstance(value, str) and value.isprintable() else None

@@ -1,0 +1,316 @@
+"""The calibration group: formula, constants and inputs as fields of an NXcalibration.
+
+The layout and the checksum are those of section 8 of ``docs/formula-spec.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.calibration import ConstantMap
+from gaincal.errors import FileError, FormulaError, TrustError
+from gaincal.formulas.columns import LAYOUT, TABLES, from_columns, to_columns
+from gaincal.formulas.formula import Formula
+from gaincal.nexus import names
+from gaincal.nexus.fields import MAX_FIELD_BYTES, read_array, read_column, read_text
+from gaincal.nexus.trust import Place, Resolver
+
+Array = npt.NDArray[Any]
+MAX_CONSTANT_BYTES = 16 << 30
+MAX_FIELDS = 2048
+TABLE_CHUNK = 65_536
+PATH_COLUMN = "path"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a constant came from.
+
+    Parameters
+    ----------
+    file_name, description, date : str
+        Name of the file, how it was read, when (ISO 8601).
+    """
+
+    file_name: str
+    description: str
+    date: str
+
+
+@dataclass(frozen=True)
+class StoredCalibration:
+    """Everything in a calibration group, checked against its checksum but not yet against any raw data.
+
+    Parameters
+    ----------
+    place : Place
+    formula : Formula
+    paths : mapping of str to str
+        Where each input lies; empty where it is not there.
+    constants : mapping of str to ConstantMap
+    inputs : mapping of str to ndarray
+        Inputs kept in the group.
+    sources : mapping of str to str
+        One line per constant: where it came from.
+    checksum : str
+    """
+
+    place: Place
+    formula: Formula
+    paths: Mapping[str, str]
+    constants: Mapping[str, ConstantMap]
+    inputs: Mapping[str, Array]
+    sources: Mapping[str, str]
+    checksum: str
+
+
+# --- checksum ------------------------------------------------------------------------------
+
+
+def type_name(dtype: np.dtype[Any]) -> str:
+    """Name of an element type in the checksum."""
+    return "b1" if dtype == np.dtype(bool) else f"{dtype.kind}{dtype.itemsize}"
+
+
+def array_header(values: Array) -> bytes:
+    """Type and shape of an array, as the checksum takes them."""
+    return f"{type_name(values.dtype)}|{','.join(str(n) for n in values.shape)}|".encode()
+
+
+def array_checksum(values: Array) -> str:
+    """Checksum of one array: type, shape and little-endian values."""
+    digest = hashlib.sha256(array_header(values))
+    digest.update(_little_endian(values))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _little_endian(values: Array) -> bytes | memoryview:
+    dtype = values.dtype if values.dtype.kind in "Sb" else values.dtype.newbyteorder("<")
+    return np.ascontiguousarray(values, dtype).tobytes()
+
+
+def fields_checksum(fields: Mapping[str, Array]) -> str:
+    """Checksum over all fields of a calibration group, by path."""
+    digest = hashlib.sha256()
+    for path in sorted(fields, key=str.encode):
+        digest.update(path.encode() + b"|" + array_header(fields[path]))
+        digest.update(_little_endian(fields[path]))
+    return f"sha256:{digest.hexdigest()}"
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+def write_calibration(
+    parent: h5py.Group,
+    name: str,
+    formula: Formula,
+    paths: Mapping[str, str],
+    constants: Mapping[str, ConstantMap],
+    inputs: Mapping[str, tuple[Array, str]],
+    provenance: Mapping[str, Provenance],
+    written: Provenance,
+) -> str:
+    """Write a calibration group.
+
+    Parameters
+    ----------
+    parent : h5py.Group
+        The NXcollection that receives it.
+    name : str
+    formula : Formula
+    paths : mapping of str to str
+        Where each input lies.
+    constants : mapping of str to ConstantMap
+    inputs : mapping of str to (ndarray, str)
+        Inputs to keep in the group, with their units.
+    provenance : mapping of str to Provenance
+        Of the constants.
+    written : Provenance
+        Program (as ``file_name``), its version (as ``description``) and date of writing.
+
+    Returns
+    -------
+    checksum : str
+    """
+    group = new_group(parent, name, names.CALIBRATION)
+    fields: dict[str, Array] = {
+        "applied": np.array(False),
+        "description": _text(formula.title),
+        "fit_formula_description": _text(formula.to_toml()),
+        "program": _text(written.file_name),
+        "version": _text(written.description),
+        "date": _text(written.date),
+    }
+    fields |= _formula_fields(formula, paths)
+    units = {c.name: c.units for c in formula.constants} | {n: u for n, (_, u) in inputs.items()}
+    fields |= {n: values for n, (values, _) in inputs.items()}
+    for constant in formula.constants:
+        bound = constants[constant.name]
+        axes = [d for d in constant.dims if d not in formula.checked.pixel_dims]
+        stored = bound.values.astype(bound.values.dtype.newbyteorder("="))
+        fields[f"{constant.name}/{constant.name}"] = stored
+        for axis, labels in zip(axes, bound.labels, strict=True):
+            fields[f"{constant.name}/{axis}"] = np.array(labels, np.int32)
+        fields |= _note_fields(f"{constant.name}{names.SOURCE_SUFFIX}", provenance[constant.name], stored)
+    _create_groups(group, formula)
+    for path, values in fields.items():
+        _create_field(group, path, values, units.get(path.rsplit("/", 1)[-1]))
+    checksum = fields_checksum(fields)
+    group.create_dataset(names.CHECKSUM, data=np.bytes_(checksum))
+    return checksum
+
+
+def new_group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
+    """Create a group of a NeXus class (a variable-length string: pynxtools fails on others)."""
+    group = parent.create_group(name, track_order=True)
+    group.attrs[names.NX_CLASS] = nx_class
+    return group
+
+
+def _text(text: str) -> Array:
+    return np.array(text.encode("ascii", "backslashreplace") or b"\0", np.bytes_)
+
+
+def _column(values: object) -> Array:
+    """A column as it is stored; a column of text has at least one byte per cell."""
+    assert isinstance(values, list)
+    if not values or isinstance(values[0], str):
+        width = max((len(v) for v in values), default=1) or 1
+        return np.array([v.encode("ascii") for v in values], f"S{width}")
+    return np.array(values, np.float64 if isinstance(values[0], float) else np.int32)
+
+
+def _formula_fields(formula: Formula, paths: Mapping[str, str]) -> dict[str, Array]:
+    columns = to_columns(formula)
+    columns["inputs"][PATH_COLUMN] = [paths.get(i.name, "") for i in formula.inputs]
+    empty = {"integer": np.int32, "real": np.float64}
+    fields = {}
+    for group, content in columns.items():
+        for name, values in content.items():
+            kind = LAYOUT.get(group, {}).get(name, "text")
+            fields[f"{group}/{name}"] = np.empty(0, empty[kind]) if not values and kind in empty else _column(values)
+    return fields
+
+
+def _note_fields(name: str, provenance: Provenance, values: Array) -> dict[str, Array]:
+    return {
+        f"{name}/file_name": _text(provenance.file_name),
+        f"{name}/description": _text(provenance.description),
+        f"{name}/date": _text(provenance.date),
+        f"{name}/checksum": _text(array_checksum(values)),
+        f"{name}/algorithm": _text("sha256"),
+    }
+
+
+def _create_groups(group: h5py.Group, formula: Formula) -> None:
+    for part in (*LAYOUT, TABLES):
+        new_group(group, part, names.PARAMETERS)
+    for constant in formula.constants:
+        data = new_group(group, constant.name, names.DATA)
+        data.attrs[names.SIGNAL_ATTRIBUTE] = constant.name
+        pixel_dims = formula.checked.pixel_dims
+        data.attrs[names.AXES_ATTRIBUTE] = ["." if d in pixel_dims else d for d in constant.dims]
+        new_group(group, f"{constant.name}{names.SOURCE_SUFFIX}", names.NOTE)
+
+
+def _create_field(group: h5py.Group, path: str, values: Array, units: str | None) -> None:
+    """Create a field; with a checksum of its own wherever HDF5 can (not for scalars)."""
+    if values.ndim == 0 or values.size == 0:
+        dataset = group.create_dataset(path, data=values)
+    else:
+        chunks = values.shape if values.ndim == 1 else (*(1,) * (values.ndim - 2), *values.shape[-2:])
+        chunks = (min(chunks[0], TABLE_CHUNK), *chunks[1:])
+        dataset = group.create_dataset(path, data=values, chunks=chunks, fletcher32=True)
+    if units is not None:
+        dataset.attrs[names.UNIT_ATTRIBUTE] = units
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
+    """Read a calibration group and check everything that needs no raw data.
+
+    Raises
+    ------
+    FileError
+        If a field is missing, odd, or the checksum differs.
+    TrustError
+        If a field leads where it must not, or is beyond all measure.
+    """
+    found = dict(_walk(resolver, place))
+    if names.CHECKSUM not in found:
+        raise place.error("has no checksum: it is not a calibration of gaincal, or incomplete", code="no-checksum")
+    checksum = read_text(found.pop(names.CHECKSUM))
+    fields = {path: _read_field(path, field) for path, field in found.items()}
+    if fields_checksum(fields) != checksum:
+        problem = "its checksum differs: a constant or the formula was changed after it was written"
+        raise place.error(problem, "embed it again", code="checksum-differs")
+    columns = {g: _group_columns(found, g) for g in (*LAYOUT, TABLES)}
+    paths = columns["inputs"].pop(PATH_COLUMN, [])
+    try:
+        formula = from_columns(columns)
+    except FormulaError as error:
+        raise place.error(f"formula: {error}", code="formula") from error
+    constants = {c.name: _constant(place, fields, formula, c.name) for c in formula.constants}
+    inputs = {i.name: fields[i.name] for i in formula.inputs if i.name in fields}
+    listed = dict(zip((i.name for i in formula.inputs), (str(p) for p in paths), strict=False))
+    sources = {c.name: _source_line(fields, c.name) for c in formula.constants}
+    return StoredCalibration(place, formula, listed, constants, inputs, sources, checksum)
+
+
+def _walk(resolver: Resolver, place: Place) -> Iterator[tuple[str, Place]]:
+    """Every field below a group, two levels deep, by its path."""
+    count = 0
+    for name in resolver.members(place):
+        member = resolver.walk(place, name)
+        if isinstance(member.item, h5py.Dataset):
+            yield name, member
+            continue
+        for inner in resolver.members(member):
+            count += 1
+            if count > MAX_FIELDS:
+                raise TrustError(place.file, place.path, f"has more than {MAX_FIELDS} fields", code="too-many-members")
+            field = resolver.walk(member, inner)
+            if not isinstance(field.item, h5py.Dataset):
+                raise field.error("does not belong into a calibration", code="odd-layout")
+            yield f"{name}/{inner}", field
+
+
+def _read_field(path: str, field: Place) -> Array:
+    group, _, name = path.partition("/")
+    return read_array(field, MAX_CONSTANT_BYTES if group == name else MAX_FIELD_BYTES)
+
+
+def _group_columns(found: Mapping[str, Place], group: str) -> dict[str, Any]:
+    prefix = f"{group}/"
+    return {p.removeprefix(prefix): read_column(f) for p, f in found.items() if p.startswith(prefix)}
+
+
+def _constant(place: Place, fields: Mapping[str, Array], formula: Formula, name: str) -> ConstantMap:
+    declared = next(c for c in formula.constants if c.name == name)
+    axes = [d for d in declared.dims if d not in formula.checked.pixel_dims]
+    for wanted in (f"{name}/{name}", *(f"{name}/{axis}" for axis in axes)):
+        if wanted not in fields:
+            where = f"{place.path}/{wanted}"
+            raise FileError(place.file, where, "is missing", "embed the calibration again", code="not-found")
+    labels = []
+    for axis in axes:
+        values = fields[f"{name}/{axis}"]
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise FileError(place.file, f"{place.path}/{name}/{axis}", "labels must be a list of integers", code="odd-type")
+        labels.append(tuple(int(v) for v in values))
+    return ConstantMap(fields[f"{name}/{name}"], tuple(labels))
+
+
+def _source_line(fields: Mapping[str, Array], name: str) -> str:
+    parts = (fields.get(f"{name}{names.SOURCE_SUFFIX}/{key}") for key in ("file_name", "description", "date"))
+    return ", ".join(bytes(p.reshape(-1)[0]).decode("utf-8", "replace") for p in parts if p is not None and p.size)

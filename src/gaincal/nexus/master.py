@@ -1,0 +1,230 @@
+"""Write a master: the tree of an NXmx entry, the words, the calibration, and a picture instead of raw words."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal._version import __version__
+from gaincal.calibration import Calibration, ConstantMap
+from gaincal.errors import FileError
+from gaincal.nexus import names
+from gaincal.nexus.atomic import AtomicFile
+from gaincal.nexus.group import Provenance, new_group, write_calibration
+from gaincal.nexus.read import of_class
+from gaincal.nexus.trust import Place, Resolver
+from gaincal.nexus.words import Words
+from gaincal.nexus.write import METADATA, copy_tree, field, missing_metadata, write_skeleton
+
+Array = npt.NDArray[Any]
+
+
+class Placement(Enum):
+    """Where the words of a master lie."""
+
+    LINKED = "linked"
+    COPIED = "copied"
+    IN_PLACE = "in place"
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything that goes into a master, read and checked beforehand."""
+
+    place: Place
+    words: Mapping[str, Words]
+    calibration: Calibration
+    constants: Mapping[str, ConstantMap]
+    provenance: Mapping[str, Provenance]
+    inputs: Mapping[str, tuple[Array, str]]
+    metadata: Mapping[str, str | float]
+    mask: Array | None
+    ids: Mapping[str, Array]
+
+
+def write_master(
+    written: AtomicFile,
+    resolver: Resolver,
+    template: Place | None,
+    content: Content,
+    image: Array,
+    placement: Placement,
+) -> tuple[str, list[str]]:
+    """Write everything into an open file.
+
+    Parameters
+    ----------
+    written : AtomicFile
+        Empty, or a copy of the raw file for `Placement.IN_PLACE`.
+    resolver : Resolver
+        Of the raw file.
+    template : Place or None
+        The raw file's NXentry, whose metadata are carried over.
+    content : Content
+    image : ndarray
+        The preview.
+    placement : Placement
+
+    Returns
+    -------
+    checksum : str
+    notes : list of str
+        What the user should know.
+    """
+    file = written.file
+    entry, notes = _tree(file, resolver, template, content, placement)
+    detector = _detector(entry)
+    raw_path = _write_words(written, detector, entry, content, placement)
+    notes += _outside(written.target, content) if placement is not Placement.COPIED else []
+    for name, values in content.ids.items():
+        detector[names.RAW_GROUP].create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
+    if content.mask is not None:
+        _replace(detector, names.PIXEL_MASK, content.mask)
+    _write_preview(entry, image, content)
+    checksum = _write_calibration(detector, raw_path, content)
+    lacking = missing_metadata(entry)
+    if lacking:
+        notes.append("NXmx needs, and nobody stated: " + ", ".join(lacking))
+    return checksum, notes
+
+
+def _tree(
+    file: h5py.File, resolver: Resolver, template: Place | None, content: Content, placement: Placement
+) -> tuple[h5py.Group, list[str]]:
+    """The entry to write into: the raw file's own, a copy of it, or a new one."""
+    notes: list[str] = []
+    if template is None:
+        if names.ENTRY_PATH in file:
+            raise FileError(resolver.named, names.ENTRY_PATH, "exists, but holds no NXdetector", code="no-detector")
+        return write_skeleton(file, content.metadata, content.calibration.layout.pixels), notes
+    if placement is Placement.IN_PLACE:
+        entry = file[template.path]
+    else:
+        entry = new_group(file, template.path, names.ENTRY)
+        images = (d.path for d in of_class(resolver, template, names.DATA))
+        left_out = copy_tree(resolver, template, entry, frozenset({content.place.path, *images}))
+        notes += [f"not copied from the raw file: {path}" for path in left_out]
+    file.attrs[names.DEFAULT_ATTRIBUTE] = entry.name.strip("/")
+    for name, value in content.metadata.items():
+        path = METADATA[name].path
+        if not path:
+            notes.append(f"{name} is ignored: the raw file has its own geometry")
+            continue
+        if path in entry:
+            del entry[path]
+        field(entry, path, value, METADATA[name].units)
+    return entry, notes
+
+
+def _detector(entry: h5py.Group) -> h5py.Group:
+    for instrument in _of_class(entry, names.INSTRUMENT):
+        for detector in _of_class(instrument, names.DETECTOR):
+            return detector
+    raise FileError(entry.file.filename, entry.name, "has no NXdetector", code="no-detector")
+
+
+def _of_class(group: h5py.Group, nx_class: str) -> list[h5py.Group]:
+    """Members of a group of the file that is being written."""
+    hard = [n for n in group if isinstance(group.get(n, getlink=True), h5py.HardLink)]
+    members = [group[n] for n in hard]
+    return [m for m in members if isinstance(m, h5py.Group) and _class(m) == nx_class]
+
+
+def _class(group: h5py.Group) -> str:
+    value = group.attrs.get(names.NX_CLASS, "")
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _replace(group: h5py.Group, name: str, values: Array) -> None:
+    if name in group:
+        del group[name]
+    group.create_dataset(name, data=values, chunks=values.shape, compression="gzip", fletcher32=True)
+
+
+def _write_words(
+    written: AtomicFile, detector: h5py.Group, entry: h5py.Group, content: Content, placement: Placement
+) -> str:
+    """Put the words (or a link to them) into the detector; returns their path."""
+    if names.RAW_GROUP in detector:
+        del detector[names.RAW_GROUP]
+    raw = new_group(detector, names.RAW_GROUP, names.DATA)
+    raw.attrs[names.SIGNAL_ATTRIBUTE] = names.RAW_FIELD
+    raw.attrs[names.AXES_ATTRIBUTE] = ["."] * len(content.calibration.layout.shape)
+    target = Path(os.path.realpath(written.target))
+    if placement is Placement.IN_PLACE and content.place.file == target:
+        raw[names.RAW_FIELD] = written.file[content.place.path]
+        _withdraw(entry, detector, raw[names.RAW_FIELD])
+    elif placement is Placement.COPIED:
+        _copy_words(written, raw, content)
+    else:
+        relative = os.path.relpath(content.place.file, target.parent)
+        raw[names.RAW_FIELD] = h5py.ExternalLink(relative, content.place.path)
+    return f"{raw.name}/{names.RAW_FIELD}"
+
+
+def _withdraw(entry: h5py.Group, detector: h5py.Group, words: h5py.Dataset) -> None:
+    """Take the words out of the places where a reader looks for an image."""
+    for group in (*_of_class(entry, names.DATA), detector):
+        for name in list(group):
+            member = group.get(name) if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+            if isinstance(member, h5py.Dataset) and member.id == words.id:
+                del group[name]
+
+
+def _copy_words(written: AtomicFile, raw: h5py.Group, content: Content) -> None:
+    """Copy the words as they are stored, without decoding them."""
+    words = next(iter(content.words.values()))
+    source = words.pieces[0].source if len(words.pieces) == 1 else None
+    if source is None or source.place.item != content.place.item:
+        problem = "is a virtual dataset, whose pieces cannot be copied as they are"
+        raise content.place.error(problem, "link it, without --copy-raw", code="virtual")
+    source.check_chunks()  # nothing damaged is copied
+    raw.copy(source.dataset, raw, names.RAW_FIELD, without_attrs=True)
+    written.check()
+
+
+def _outside(target: Path, content: Content) -> list[str]:
+    """Directories that a reader of the master will have to be told to trust."""
+    home = Path(os.path.realpath(target)).parent
+    files = {s.place.file for w in content.words.values() for s in w.sources} | {content.place.file}
+    directories = sorted({str(f.parent) for f in files if not f.is_relative_to(home)})
+    return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
+
+
+def _write_preview(entry: h5py.Group, image: Array, content: Content) -> None:
+    """The only image that a reader is offered."""
+    path = names.DATA_PATH.rsplit("/", 1)[-1]
+    for group in _of_class(entry, names.DATA):
+        group.attrs.pop(names.SIGNAL_ATTRIBUTE, None)
+    group = entry[path] if path in entry else new_group(entry, path, names.DATA)
+    dataset = group.create_dataset(names.PREVIEW, data=image, chunks=image.shape, fletcher32=True)
+    dataset.attrs["long_name"] = "mean of some calibrated frames, binned"
+    dataset.attrs[names.UNIT_ATTRIBUTE] = content.calibration.formula.output().units
+    group.attrs[names.SIGNAL_ATTRIBUTE] = names.PREVIEW
+    group.attrs[names.AXES_ATTRIBUTE] = [".", "."]
+    entry.attrs[names.DEFAULT_ATTRIBUTE] = path
+
+
+def _write_calibration(detector: h5py.Group, raw_path: str, content: Content) -> str:
+    formula = content.calibration.formula
+    collection = detector.get(names.CALIBRATION_GROUP)
+    if collection is None:
+        collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
+    if formula.name in collection:
+        del collection[formula.name]
+    paths = {name: raw_path for name in content.words} | {name: name for name in content.inputs}
+    if names.PIXEL_MASK in content.calibration.arrays:
+        paths[names.PIXEL_MASK] = f"{detector.name}/{names.PIXEL_MASK}"
+    written = Provenance("gaincal", __version__, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    return write_calibration(
+        collection, formula.name, formula, paths, content.constants, content.inputs, content.provenance, written
+    )

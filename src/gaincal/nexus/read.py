@@ -1,0 +1,213 @@
+"""Open a master: find the calibration, check it, bind it to the raw words it names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.calibration import Calibration, RawLayout, bind
+from gaincal.errors import BindError, FileError, RequestError
+from gaincal.formulas.checks import FRAME
+from gaincal.formulas.formula import Formula, Input
+from gaincal.nexus import names
+from gaincal.nexus.dataset import element_type
+from gaincal.nexus.fields import attribute_text, read_array
+from gaincal.nexus.group import StoredCalibration, read_calibration
+from gaincal.nexus.trust import Place, Resolver, reading
+from gaincal.nexus.words import Words
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a calibration lies in a file."""
+
+    detector: Place
+    group: Place
+
+    @property
+    def name(self) -> str:
+        """Name of the calibration group."""
+        return self.group.path.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Master:
+    """A file with a calibration, open and bound.
+
+    Parameters
+    ----------
+    resolver : Resolver
+        Owns the open files.
+    located : Located
+    stored : StoredCalibration
+    calibration : Calibration
+    words : mapping of str to Words
+        The words inputs by name.
+    ids : mapping of str to ndarray (frame,)
+        What identifies the frames: pulse id, time ...
+    """
+
+    resolver: Resolver
+    located: Located
+    stored: StoredCalibration
+    calibration: Calibration
+    words: Mapping[str, Words]
+    ids: Mapping[str, Array]
+
+    @property
+    def detector(self) -> Place:
+        """The NXdetector."""
+        return self.located.detector
+
+
+def open_master(
+    path: str | os.PathLike[str],
+    *,
+    trust: Iterable[str | os.PathLike[str]] = (),
+    calibration: str | None = None,
+    inputs: Mapping[str, float] | None = None,
+) -> Master:
+    """Open a file and bind its calibration: from here on only reading can fail.
+
+    Parameters
+    ----------
+    path : str or path
+    trust : iterable of str or path
+        Directories, beside the file's own, whose files may be opened.
+    calibration : str, optional
+        Which calibration, where the file has several.
+    inputs : mapping of str to float, optional
+        Values that replace inputs of the formula, such as the photon energy.
+
+    Raises
+    ------
+    FileError, TrustError, BindError, RequestError
+    """
+    resolver = Resolver(path, trust)
+    try:
+        with reading(path):
+            located = choose(resolver, calibration)
+            stored = read_calibration(resolver, located.group)
+            return _bound(resolver, located, stored, inputs or {})
+    except BindError as error:
+        where = f"{os.fspath(path)}::{located.group.path}"
+        resolver.close()
+        raise BindError(f"{where}: {error}") from error
+    except BaseException:
+        resolver.close()
+        raise
+
+
+def choose(resolver: Resolver, wanted: str | None) -> Located:
+    """The one calibration of a file, or the one of the wanted name."""
+    found = locate(resolver)
+    chosen = [c for c in found if wanted is None or c.name == wanted]
+    listed = ", ".join(c.name for c in found)
+    if wanted is not None and len(chosen) != 1:
+        raise RequestError(f"{resolver.named}: no calibration '{wanted}'; it has {listed or 'none'}")
+    if not chosen:
+        problem = "has no calibration in an NXdetector"
+        raise FileError(resolver.named, "", problem, "put one in with: gaincal embed", code="no-calibration")
+    if len(chosen) > 1:
+        raise FileError(resolver.named, "", f"has several calibrations: {listed}", "name one", code="ambiguous")
+    return chosen[0]
+
+
+def locate(resolver: Resolver) -> list[Located]:
+    """Every calibration of every detector of the file, in the order of their paths."""
+    found = []
+    for entry in of_class(resolver, resolver.get("/"), names.ENTRY):
+        for instrument in of_class(resolver, entry, names.INSTRUMENT):
+            for detector in of_class(resolver, instrument, names.DETECTOR):
+                for collection in of_class(resolver, detector, names.COLLECTION):
+                    groups = of_class(resolver, collection, names.CALIBRATION)
+                    found += [Located(detector, group) for group in groups]
+    return found
+
+
+def of_class(resolver: Resolver, place: Place, nx_class: str) -> list[Place]:
+    """Members of a group that have a NeXus class; what cannot be resolved is none."""
+    found = []
+    for name in resolver.members(place):
+        link = place.group.get(name, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            continue
+        try:
+            member = resolver.walk(place, name)
+        except FileError:
+            continue
+        if isinstance(member.item, h5py.Group) and attribute_text(member, names.NX_CLASS) == nx_class:
+            found.append(member)
+    return found
+
+
+def _bound(resolver: Resolver, located: Located, stored: StoredCalibration, given: Mapping[str, float]) -> Master:
+    formula = stored.formula
+    words, inputs = {}, dict(stored.inputs)
+    for item in formula.inputs:
+        place = _input_place(resolver, stored, item)
+        if place is None:
+            continue
+        if _is_words(item):
+            words[item.name] = Words(resolver, place)
+        elif item.name not in inputs:
+            inputs[item.name] = read_array(place)
+    inputs |= _replaced(formula, given)
+    layout = _layout(formula, words)
+    dtypes = {name: w.dtype for name, w in words.items()}
+    ids = read_ids(resolver, located.detector, layout.frames)
+    calibration = bind(formula, layout, dtypes, inputs, stored.constants)
+    return Master(resolver, located, stored, calibration, words, ids)
+
+
+def _input_place(resolver: Resolver, stored: StoredCalibration, item: Input) -> Place | None:
+    path = stored.paths.get(item.name, "")
+    if not path:
+        return None
+    return resolver.get(path) if path.startswith("/") else resolver.walk(stored.place, path)
+
+
+def _is_words(item: Input) -> bool:
+    return item.dims[:1] == (FRAME,) and len(item.dims) > 1
+
+
+def _replaced(formula: Formula, given: Mapping[str, float]) -> dict[str, Array]:
+    scalars = {i.name for i in formula.inputs if i.dims in ((), (FRAME,))}
+    for name in given:
+        if name not in scalars:
+            listed = ", ".join(sorted(scalars)) or "none"
+            raise RequestError(f"formula '{formula.name}' has no settable input '{name}'; it has {listed}")
+    return {name: np.array(value, np.float64) for name, value in given.items()}
+
+
+def _layout(formula: Formula, words: Mapping[str, Words]) -> RawLayout:
+    shapes = {w.shape for w in words.values()}
+    if len(shapes) != 1:
+        listed = ", ".join(str(s) for s in sorted(shapes)) or "none"
+        raise BindError(f"the words must have one shape; found {listed}")
+    shape = shapes.pop()
+    dims = (FRAME, *formula.checked.pixel_dims)
+    if len(shape) != len(dims):
+        raise BindError(f"raw has shape {shape}, the formula declares ({', '.join(dims)})")
+    return RawLayout(shape[0], shape[1:])
+
+
+def read_ids(resolver: Resolver, detector: Place, frames: int) -> dict[str, Array]:
+    """Numeric fields with one value per frame, beside the words."""
+    group = resolver.find(names.RAW_GROUP, detector)
+    found: dict[str, Array] = {}
+    for name in resolver.members(group) if group else []:
+        member = resolver.walk(group, name) if group and name != names.RAW_FIELD else None
+        if member is None or not isinstance(member.item, h5py.Dataset) or member.item.shape != (frames,):
+            continue
+        if element_type(member).kind in "iuf":
+            found[name] = read_array(member)
+    return found

@@ -1,0 +1,276 @@
+"""Raw words, wherever they lie: plain datasets, and virtual ones put together here.
+
+A virtual dataset is never read through HDF5, which fills in zeros for a source that is missing,
+reads past the end of one that is short and crashes on cycles.  Its mappings are resolved to boxes
+of plain datasets, and each box is read by itself; what no box covers is missing, and said to be.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.errors import FileError, TrustError
+from gaincal.nexus.dataset import (
+    MAX_INFLATION,
+    MIN_CHECKED_BYTES,
+    Box,
+    PlainDataset,
+    check_budget,
+    element_type,
+    intersection,
+)
+from gaincal.nexus.trust import Place, Resolver, reading
+
+Array = npt.NDArray[Any]
+MAX_FRAME_BYTES = 1 << 30
+MAX_MAPPINGS = 200_000
+MAX_NESTING = 4
+MAX_RANK = 8
+_PERCENT = re.compile(r"%(.)")
+_UNLIMITED = h5py.h5s.UNLIMITED
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of the words, and the equally large box of the plain dataset that holds it.
+
+    ``source`` is None where there is no such dataset, for the `reason` given.
+    """
+
+    box: Box
+    source: PlainDataset | None
+    source_box: Box
+    reason: str = ""
+
+
+class Words:
+    """The words of a detector, read box by box.
+
+    Parameters
+    ----------
+    resolver : Resolver
+    place : Place
+        The dataset, plain or virtual.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+        In native byte order.
+    pieces : list of Piece
+        Where the words lie; of overlapping ones the last holds.
+
+    Raises
+    ------
+    FileError, TrustError
+        If the dataset does not hold unsigned integers, or leads where it must not.
+    """
+
+    def __init__(self, resolver: Resolver, place: Place) -> None:
+        self.place = place
+        self.dtype = element_type(place).newbyteorder("=")
+        if self.dtype.kind != "u":
+            problem = f"has elements of type {self.dtype.name}; words are unsigned"
+            raise place.error(problem, "convert it, or name the right dataset", code="not-words")
+        check_budget(place)
+        self.shape = tuple(int(n) for n in place.dataset.shape)
+        self.pieces: list[Piece] = []
+        self._lock = threading.Lock()
+        self._plain: dict[tuple[str, int], PlainDataset] = {}
+        whole = ((0,) * len(self.shape), self.shape)
+        with reading(place.file, place.path):
+            self._resolve(resolver, place, whole, whole, ())
+        self._check_extent()
+        self._starts = np.array([p.box[0] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
+        self._stops = self._starts + np.array([p.box[1] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
+
+    @property
+    def sources(self) -> list[PlainDataset]:
+        """The plain datasets that hold the words."""
+        return list(self._plain.values())
+
+    @property
+    def gaps(self) -> list[Piece]:
+        """Boxes whose source is known to be missing before anything is read."""
+        return [p for p in self.pieces if p.source is None]
+
+    def read(self, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+        """Read a box.
+
+        Parameters
+        ----------
+        start, count : tuple of int
+            First index and length along every dim.
+
+        Returns
+        -------
+        words : ndarray
+            In native byte order; 0 where missing.
+        missing : ndarray of bool, or None
+            Where there are no words; None if there are all.
+
+        Raises
+        ------
+        FileError
+            If a stored chunk is damaged.
+        """
+        wanted = (start, count)
+        words, missing = np.empty(count, self.dtype), np.ones(count, bool)
+        low, high = np.array(start), np.array(start) + np.array(count)
+        touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
+        with self._lock:
+            for index in touched:
+                self._read_piece(self.pieces[index], wanted, words, missing)
+        if not missing.any():
+            return words, None
+        words[missing] = 0
+        return words, missing
+
+    def _read_piece(self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_]) -> None:
+        part = intersection(piece.box, wanted)
+        if part is None:
+            return
+        inside = tuple(slice(p - w, p - w + n) for p, w, n in zip(part[0], wanted[0], part[1], strict=True))
+        if piece.source is None:
+            missing[inside] = True
+            return
+        box = _source_box(piece, part)
+        absent = np.zeros(box[1], bool)
+        direct = words[inside].flags.c_contiguous and box[1] == part[1]
+        values = words[inside] if direct else np.empty(box[1], self.dtype)
+        piece.source.read(box, values, absent)
+        if not direct:
+            words[inside] = values.reshape(part[1])
+        missing[inside] = absent.reshape(part[1])
+
+    def _check_extent(self) -> None:
+        """Refuse frames, or a virtual extent, beyond all that the sources can fill."""
+        if len(self.shape) < 2 or len(self.shape) > MAX_RANK:
+            raise self.place.error(f"has {len(self.shape)} dimensions", code="not-words")
+        frame = int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+        total = frame * self.shape[0]
+        held = sum(int(np.prod(p.box[1], dtype=object)) for p in self.pieces if p.source) * self.dtype.itemsize
+        if frame > MAX_FRAME_BYTES or (total > MIN_CHECKED_BYTES and total > MAX_INFLATION * max(held, 1)):
+            problem = f"declares {total} bytes in frames of {frame}, of which its sources hold {held}"
+            raise TrustError(self.place.file, self.place.path, problem, code="over-budget")
+
+    def _resolve(self, resolver: Resolver, place: Place, virtual: Box, box: Box, seen: tuple[object, ...]) -> None:
+        """Note which plain datasets hold `box` of a dataset, which stands for the box `virtual` of the words."""
+        dataset = place.dataset
+        if not dataset.is_virtual:
+            self.pieces.append(Piece(virtual, self._plain_dataset(place), box))
+            return
+        identity = (str(place.file), h5py.h5o.get_info(dataset.id).addr)
+        if identity in seen or len(seen) >= MAX_NESTING:
+            problem = "leads back to itself" if identity in seen else f"is nested deeper than {MAX_NESTING}"
+            raise TrustError(place.file, place.path, f"virtual dataset {problem}", code="virtual-cycle")
+        if len(box[1]) != len(virtual[1]):
+            raise place.error("is a virtual dataset of another rank inside one", code="source-differs")
+        for mapping in mappings(place):
+            part = intersection(mapping.target, box)
+            if part is None:
+                continue
+            moved = (p - b + v for p, b, v in zip(part[0], box[0], virtual[0], strict=True))
+            here = (tuple(moved), part[1])
+            found = self._source(resolver, place, mapping)
+            if isinstance(found, str):
+                self.pieces.append(Piece(here, None, here, found))
+                continue
+            place_box = _source_box(Piece(mapping.target, None, found[1]), part)
+            self._resolve(resolver, found[0], here, place_box, (*seen, identity))
+
+    def _source(self, resolver: Resolver, place: Place, mapping: Mapping) -> tuple[Place, Box] | str:
+        """The dataset and box behind a mapping, or why there is none."""
+        try:
+            found = resolver.beside(place, mapping.file, mapping.path)
+        except FileError as error:
+            if error.code not in ("not-found", "not-hdf5"):
+                raise
+            return f"{mapping.file}: {error.problem}"
+        shape = tuple(int(n) for n in found.dataset.shape)
+        if element_type(found).newbyteorder("=") != self.dtype:
+            problem = f"has elements of type {found.dataset.dtype}, the words are {self.dtype}"
+            raise found.error(problem, code="source-differs")
+        box = mapping.source or ((0,) * len(shape), shape)
+        if len(box[0]) != len(shape) or _without_ones(box[1]) != _without_ones(mapping.target[1]):
+            raise found.error(f"of shape {shape} is mapped as {box[1]} onto {mapping.target[1]}", code="source-differs")
+        if any(s + n > m for s, n, m in zip(*box, shape, strict=True)):
+            return f"{mapping.file}::{mapping.path} has shape {shape}, too short"
+        return found, box
+
+    def _plain_dataset(self, place: Place) -> PlainDataset:
+        key = (str(place.file), int(h5py.h5o.get_info(place.dataset.id).addr))
+        if key not in self._plain:
+            self._plain[key] = PlainDataset(place)
+        return self._plain[key]
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One mapping of a virtual dataset; a `source` of None is the whole dataset, whatever its shape."""
+
+    target: Box
+    file: str
+    path: str
+    source: Box | None
+
+
+def mappings(place: Place) -> list[Mapping]:
+    """The mappings of a virtual dataset, each from one box to one box; raises TrustError for any other."""
+    plist = place.dataset.id.get_create_plist()
+    if plist.get_virtual_count() > MAX_MAPPINGS:
+        problem = f"has {plist.get_virtual_count()} mappings, at most {MAX_MAPPINGS} are allowed"
+        raise TrustError(place.file, place.path, problem, code="over-budget")
+    found = []
+    for k in range(plist.get_virtual_count()):
+        file, path = plist.get_virtual_filename(k), plist.get_virtual_dsetname(k)
+        if any(c != "%" for c in _PERCENT.findall(file + "\n" + path)):
+            raise place.error("has sources with numbered names (%b)", code="odd-layout")
+        target = _box(place, plist.get_virtual_vspace(k), place.dataset.shape)
+        source = _box(place, plist.get_virtual_srcspace(k), None)
+        assert target is not None
+        found.append(Mapping(target, file.replace("%%", "%"), path.replace("%%", "%"), source))
+    return found
+
+
+def _box(place: Place, space: Any, shape: tuple[int, ...] | None) -> Box | None:
+    """A selection as one box; None for all of a source whose shape is not stated."""
+    kind = space.get_select_type()
+    if kind == h5py.h5s.SEL_ALL:
+        extent = space.get_simple_extent_dims() or shape
+        return ((0,) * len(extent), tuple(int(n) for n in extent)) if extent else None
+    if kind != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
+        raise place.error("has a mapping that is not one box", code="odd-layout")
+    start, stride, count, block = space.get_regular_hyperslab()
+    if _UNLIMITED in count or _UNLIMITED in block:
+        raise place.error("has a mapping without an end", code="odd-layout")
+    lengths = []
+    for step, n, width in zip(stride, count, block, strict=True):
+        if n != 1 and step != width:
+            raise place.error("has a mapping with gaps", code="odd-layout")
+        lengths.append(int(n * width))
+    return tuple(int(s) for s in start), tuple(lengths)
+
+
+def _source_box(piece: Piece, part: Box) -> Box:
+    """Where a part of a piece lies in the source, whose dims are those of the piece up to dims of length 1."""
+    inside = iter(
+        (p - b, n) for p, b, n, whole in zip(part[0], piece.box[0], part[1], piece.box[1], strict=True) if whole != 1
+    )
+    start, count = list(piece.source_box[0]), list(piece.source_box[1])
+    for axis, length in enumerate(piece.source_box[1]):
+        if length != 1:
+            offset, count[axis] = next(inside)
+            start[axis] += offset
+    return tuple(start), tuple(count)
+
+
+def _without_ones(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in lengths if n != 1)

@@ -1,0 +1,235 @@
+"""Write NXmx: fields, transformations, the skeleton around an image, and copies of what a file has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.errors import FileError, RequestError, TrustError
+from gaincal.nexus import names
+from gaincal.nexus.dataset import element_type
+from gaincal.nexus.fields import MAX_ATTRIBUTE_BYTES, MAX_FIELD_BYTES, read_array, read_text
+from gaincal.nexus.group import new_group
+from gaincal.nexus.trust import Place, Resolver
+
+Array = npt.NDArray[Any]
+MAX_DEPTH = 16
+MAX_COPIED = 10_000
+LENGTH = "m"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A fact that a user may state: where it goes, in which unit, whether NXmx requires it."""
+
+    path: str
+    units: str
+    text: bool
+    required: bool
+    meaning: str
+
+
+METADATA: Mapping[str, Known] = MappingProxyType(
+    {
+        "start_time": Known("start_time", "", True, True, "start of data collection, ISO 8601 with zone"),
+        "end_time": Known("end_time_estimated", "", True, True, "end of data collection, ISO 8601 with zone"),
+        "source_name": Known("source/name", "", True, True, "light source"),
+        "instrument_name": Known("instrument/name", "", True, True, "beamline"),
+        "sample_name": Known("sample/name", "", True, True, "sample"),
+        "wavelength": Known("instrument/beam/incident_wavelength", "angstrom", False, True, "wavelength"),
+        "sensor_material": Known("instrument/detector/sensor_material", "", True, True, "sensor material: Si, CdTe"),
+        "sensor_thickness": Known("instrument/detector/sensor_thickness", LENGTH, False, True, "sensor thickness"),
+        "pixel_size": Known("", LENGTH, False, True, "edge of a pixel"),
+        "distance": Known("instrument/detector/distance", LENGTH, False, True, "sample to detector"),
+        "beam_center_x": Known("", "pixel", False, True, "where the beam hits, along x"),
+        "beam_center_y": Known("", "pixel", False, True, "where the beam hits, along y"),
+        "exposure_time": Known("instrument/detector/count_time", "s", False, False, "exposure of a frame"),
+        "frame_time": Known("instrument/detector/frame_time", "s", False, False, "period of the frames"),
+        "detector_name": Known("instrument/detector/description", "", True, False, "detector"),
+    }
+)
+GEOMETRY = ("pixel_size", "distance", "beam_center_x", "beam_center_y")
+
+
+def parse_metadata(given: Mapping[str, str]) -> dict[str, str | float]:
+    """Turn texts into the types of `METADATA`; raises RequestError for an unknown name or a bad number."""
+    parsed: dict[str, str | float] = {}
+    for name, text in given.items():
+        if name not in METADATA:
+            raise RequestError(f"nothing is called '{name}'; there are {', '.join(METADATA)}")
+        parsed[name] = text if METADATA[name].text else parse_number(name, text)
+    return parsed
+
+
+def parse_number(name: str, text: str) -> float:
+    """A finite number; raises RequestError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise RequestError(f"{name}={text}: not a finite number")
+    return number
+
+
+def missing_metadata(entry: h5py.Group) -> list[str]:
+    """Facts that NXmx requires (or a reader cannot do without) and an entry does not have."""
+    lacking = [n for n, k in METADATA.items() if k.required and k.path and k.path not in entry]
+    if names.MODULE not in entry["instrument/detector"]:
+        lacking += [n for n in GEOMETRY if n not in lacking]
+    return lacking
+
+
+def field(group: h5py.Group, path: str, value: Any, units: str | None = None) -> h5py.Dataset:
+    """Create a scalar or small field (text of variable length: pynxtools fails on dates of fixed length)."""
+    dataset = group.create_dataset(path, data=value)
+    if units:
+        dataset.attrs[names.UNIT_ATTRIBUTE] = units
+    return dataset
+
+
+def axis(
+    group: h5py.Group,
+    name: str,
+    value: float,
+    vector: Sequence[float],
+    depends_on: str,
+    offset: Sequence[float] = (0.0, 0.0, 0.0),
+) -> h5py.Dataset:
+    """Create a translation of NXtransformations, in metres."""
+    dataset = field(group, name, float(value), LENGTH)
+    dataset.attrs["transformation_type"] = "translation"
+    dataset.attrs["vector"] = np.asarray(vector, np.float64)
+    dataset.attrs["offset"] = np.asarray(offset, np.float64)
+    dataset.attrs["offset_units"] = LENGTH
+    dataset.attrs["depends_on"] = depends_on
+    return dataset
+
+
+def write_skeleton(file: h5py.File, metadata: Mapping[str, str | float], pixels: tuple[int, ...]) -> h5py.Group:
+    """Write an NXmx entry around a detector, with the facts that are known and no others.
+
+    Parameters
+    ----------
+    file : h5py.File
+    metadata : mapping of str to str or float
+        By the names of `METADATA`.
+    pixels : tuple of int
+        (y, x) of a frame.
+
+    Returns
+    -------
+    entry : h5py.Group
+    """
+    file.attrs[names.DEFAULT_ATTRIBUTE] = names.ENTRY_PATH.strip("/")
+    entry = new_group(file, names.ENTRY_PATH, names.ENTRY)
+    field(entry, "definition", names.APPLICATION)
+    for path, nx_class in (("source", "NXsource"), ("sample", "NXsample"), ("instrument", names.INSTRUMENT)):
+        new_group(entry, path, nx_class)
+    field(entry, "sample/depends_on", ".")
+    new_group(entry, "instrument/beam", "NXbeam")
+    detector = new_group(entry, "instrument/detector", names.DETECTOR)
+    for name, value in metadata.items():
+        known = METADATA[name]
+        if known.path:
+            field(entry, known.path, value, known.units)
+    if len(pixels) == 2 and all(name in metadata for name in GEOMETRY):
+        _write_geometry(detector, {n: float(metadata[n]) for n in GEOMETRY}, pixels)
+    return entry
+
+
+def _write_geometry(detector: h5py.Group, known: Mapping[str, float], pixels: tuple[int, ...]) -> None:
+    """One flat module, perpendicular to the beam; NeXus's z runs along the beam, x to the left."""
+    size = known["pixel_size"]
+    path = f"{detector.name}/{names.TRANSFORMATIONS}/translation"
+    field(detector, "depends_on", path)
+    transformations = new_group(detector, names.TRANSFORMATIONS, "NXtransformations")
+    axis(transformations, "translation", known["distance"], (0, 0, 1), ".")
+    for direction in "xy":
+        field(detector, f"{direction}_pixel_size", size, LENGTH)
+        field(detector, f"beam_center_{direction}", known[f"beam_center_{direction}"] * size, LENGTH)
+    module = new_group(detector, names.MODULE, "NXdetector_module")
+    field(module, "data_origin", np.zeros(2, np.int64))
+    field(module, "data_size", np.array(pixels, np.int64))
+    corner = (known["beam_center_x"] * size, known["beam_center_y"] * size, 0.0)
+    axis(module, "module_offset", 0.0, (1, 0, 0), path, corner)
+    for name, vector in (("fast_pixel_direction", (-1, 0, 0)), ("slow_pixel_direction", (0, -1, 0))):
+        axis(module, name, size, vector, f"{detector.name}/{names.MODULE}/module_offset")
+
+
+def copy_tree(resolver: Resolver, place: Place, group: h5py.Group, skip: frozenset[str]) -> list[str]:
+    """Copy groups, small fields and attributes of an untrusted file.
+
+    Parameters
+    ----------
+    resolver : Resolver
+    place : Place
+        The group to copy.
+    group : h5py.Group
+        Receives the members.
+    skip : frozenset of str
+        HDF5 paths that are left out.
+
+    Returns
+    -------
+    left_out : list of str
+        Paths of fields too large, too odd or too untrusted to copy.
+    """
+    left_out: list[str] = []
+    pending = [(place, group, 0)]
+    copied = 0
+    while pending:
+        source, target, depth = pending.pop()
+        _copy_attributes(source, target)
+        for name in resolver.members(source):
+            path = f"{source.path.rstrip('/')}/{name}"
+            copied += 1
+            if copied > MAX_COPIED:
+                raise TrustError(place.file, place.path, f"has more than {MAX_COPIED} members", code="too-many-members")
+            if path in skip:
+                continue
+            try:
+                member = resolver.walk(source, name)
+                if isinstance(member.item, h5py.Dataset):
+                    _copy_attributes(member, target.create_dataset(name, **_contents(member)))
+                elif depth < MAX_DEPTH:
+                    pending.append((member, target.create_group(name, track_order=True), depth + 1))
+                else:
+                    left_out.append(path)
+            except FileError:
+                left_out.append(path)
+    return left_out
+
+
+def _contents(place: Place) -> dict[str, Any]:
+    """Arguments of create_dataset that repeat a small field; raises FileError for any other."""
+    if place.dataset.id.get_type().get_class() == h5py.h5t.STRING and place.dataset.size == 1:
+        return {"data": read_text(place)}
+    element_type(place)
+    values = read_array(place, MAX_FIELD_BYTES)
+    if values.ndim < 2:
+        return {"data": values}
+    return {"data": values, "chunks": values.shape if values.size else None, "fletcher32": bool(values.size)}
+
+
+def _copy_attributes(source: Place, target: h5py.Group | h5py.Dataset) -> None:
+    if len(source.item.attrs) > MAX_COPIED:
+        raise TrustError(source.file, source.path, "has too many attributes", code="too-many-members")
+    for name in source.item.attrs:
+        if not isinstance(name, str) or not name.isprintable():
+            continue
+        if h5py.h5a.open(source.item.id, name.encode()).get_storage_size() > MAX_ATTRIBUTE_BYTES:
+            continue
+        value = source.item.attrs[name]
+        if isinstance(value, np.ndarray) and value.dtype.kind == "O":
+            value = value.tolist()
+        texts = value if isinstance(value, list) else [value]
+        numeric = isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "iufbS"
+        if numeric or all(isinstance(t, str) and t.isprintable() for t in texts):
+            target.attrs[name] = value

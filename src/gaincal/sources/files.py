@@ -1,0 +1,227 @@
+"""Find raw words, constants, masks and ids in the files that facilities write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.calibration import ConstantMap
+from gaincal.errors import FileError
+from gaincal.formulas.formula import Constant
+from gaincal.nexus import names
+from gaincal.nexus.dataset import element_type
+from gaincal.nexus.fields import read_array
+from gaincal.nexus.group import MAX_CONSTANT_BYTES, Provenance
+from gaincal.nexus.trust import Place, Resolver, reading
+
+Array = npt.NDArray[Any]
+SEPARATOR = "::"
+PSI_CONSTANTS = "/gains"
+MAX_SEARCHED = 2000
+MAX_DEPTH = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A file and, optionally, an HDF5 path in it: ``run.h5::/data/JF01/data``."""
+
+    file: Path
+    path: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """Split ``FILE[::/path]``."""
+        file, separator, path = text.partition(SEPARATOR)
+        return cls(Path(file), path if separator else None)
+
+
+def find_words(resolver: Resolver, path: str | None, rank: int) -> Place:
+    """The dataset with the raw words: the one named, or the only one that can be.
+
+    Raises
+    ------
+    FileError
+        If several could be, or none.
+    """
+    if path is not None:
+        return resolver.get(path)
+    candidates = [p for p in datasets(resolver) if p.item.ndim == rank and element_type_or_none(p) == "u"]
+    return _only(resolver, candidates, f"raw words (unsigned integers of {rank} dimensions)")
+
+
+def element_type_or_none(place: Place) -> str | None:
+    """Kind of a dataset's elements, None where they are odd."""
+    try:
+        return element_type(place).kind
+    except FileError:
+        return None
+
+
+def datasets(resolver: Resolver) -> Iterable[Place]:
+    """Datasets of a file, by a bounded walk that ignores what it may not follow."""
+    pending = [(resolver.get("/"), 0)]
+    searched = 0
+    while pending:
+        place, depth = pending.pop()
+        for name in resolver.members(place):
+            searched += 1
+            if searched > MAX_SEARCHED:
+                return
+            try:
+                member = resolver.walk(place, name)
+            except FileError:
+                continue
+            if isinstance(member.item, h5py.Dataset):
+                yield member
+            elif depth < MAX_DEPTH:
+                pending.append((member, depth + 1))
+
+
+def _only(resolver: Resolver, candidates: list[Place], what: str) -> Place:
+    if len(candidates) == 1:
+        return candidates[0]
+    listed = ", ".join(sorted(c.path for c in candidates)[:8])
+    problem = f"several datasets could hold the {what}: {listed}" if candidates else f"no dataset holds {what}"
+    raise FileError(resolver.named, "", problem, f"name it: {resolver.named}{SEPARATOR}/path", code="ambiguous")
+
+
+def load_constant(
+    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
+) -> tuple[ConstantMap, Provenance]:
+    """Read a constant from an HDF5, NumPy or PSI ``.bin`` file.
+
+    Parameters
+    ----------
+    spec : Spec
+        ``.bin``: headerless little-endian float64 planes, as PSI writes gain maps; ``.npy``; HDF5, where
+        without a path ``/gains`` is taken (PSI's name for gains and pedestals alike), else the
+        dataset called like the constant.
+    declared : Constant
+    axes : tuple of str
+        Its named axes.
+    pixels : tuple of int
+        Shape of a frame.
+
+    Returns
+    -------
+    constant : ConstantMap
+        Labels as the file states them in an NXdata, else 0, 1, 2 ...
+    provenance : Provenance
+
+    Raises
+    ------
+    FileError
+        If the file does not hold such a constant.
+    """
+    suffix = spec.file.suffix
+    if suffix == ".bin":
+        values, how, labels = _read_planes(spec.file, pixels), "float64 planes", None
+    elif suffix == ".npy":
+        values, how, labels = _read_npy(spec.file), "NumPy array", None
+    else:
+        values, how, labels = _read_hdf5(spec, declared, axes)
+    if values.ndim != len(declared.dims):
+        wanted = ", ".join(declared.dims)
+        problem = f"has shape {values.shape}, {declared.name} needs ({wanted})"
+        raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
+    counted = tuple(tuple(range(n)) for n in values.shape[: len(axes)])
+    return ConstantMap(values, labels or counted), Provenance(spec.file.name, how, _modified(spec.file))
+
+
+def _modified(file: Path) -> str:
+    return datetime.fromtimestamp(file.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
+
+
+def _read_planes(file: Path, pixels: tuple[int, ...]) -> Array:
+    plane = int(np.prod(pixels)) * 8
+    with reading(file):
+        size = file.stat().st_size
+        if size == 0 or size % plane:
+            problem = f"has {size} bytes, not a multiple of {plane} for planes of {pixels} float64"
+            raise FileError(file, "", problem, code="wrong-shape")
+        return np.fromfile(file, "<f8").reshape(-1, *pixels)
+
+
+def _read_npy(file: Path) -> Array:
+    with reading(file):
+        return np.asarray(np.load(file, allow_pickle=False))
+
+
+def _read_hdf5(spec: Spec, declared: Constant, axes: tuple[str, ...]) -> tuple[Array, str, Any]:
+    with Resolver(spec.file) as resolver, reading(spec.file):
+        place = _constant_place(resolver, spec, declared)
+        values = read_array(place, MAX_CONSTANT_BYTES)
+        return values, f"HDF5 {place.path}", _stated_labels(resolver, place, axes)
+
+
+def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place:
+    if spec.path is not None:
+        return resolver.get(spec.path)
+    for path in (PSI_CONSTANTS, f"/{declared.name}"):
+        place = resolver.find(path)
+        if place is not None:
+            return place
+    candidates = [p for p in datasets(resolver) if p.item.ndim == len(declared.dims)]
+    return _only(resolver, candidates, f"{declared.name} ({', '.join(declared.dims)})")
+
+
+def _stated_labels(
+    resolver: Resolver, place: Place, axes: tuple[str, ...]
+) -> tuple[tuple[int, ...], ...] | None:
+    """Labels that lie beside a constant under the names of its axes."""
+    if place.file != resolver.master:
+        return None
+    group = resolver.get(place.path.rsplit("/", 1)[0] or "/")
+    labels = []
+    for axis in axes:
+        beside = resolver.find(axis, group)
+        values = read_array(beside) if beside else None
+        if values is None or values.ndim != 1 or values.dtype.kind not in "iu":
+            return None
+        labels.append(tuple(int(v) for v in values))
+    return tuple(labels)
+
+
+def load_mask(spec: Spec, pixels: tuple[int, ...]) -> Array:
+    """Read a bad-pixel mask as an NXmx ``pixel_mask``: uint32 (pixels).
+
+    A boolean mask (true: bad) sets the bit 'user defined'; an integer mask must use the bits that NXmx defines.
+
+    Raises
+    ------
+    FileError
+        If the shape is another or undefined bits are set.
+    """
+    if spec.file.suffix == ".npy":
+        values = _read_npy(spec.file)
+    else:
+        with Resolver(spec.file) as resolver, reading(spec.file):
+            values = read_array(resolver.get(spec.path or f"/{names.PIXEL_MASK}"))
+    if values.shape != pixels or values.dtype.kind not in "biu":
+        problem = f"is {values.dtype}{values.shape}, the frames are {pixels}"
+        raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
+    if values.dtype.kind == "b":
+        return values.astype(np.uint32) << np.uint32(8)
+    allowed = sum(1 << bit for bit in names.PIXEL_MASK_BITS)
+    if np.any(values.astype(np.int64) & ~allowed):
+        problem = "sets bits that NXmx does not define"
+        remedy = "translate it to the bits " + ", ".join(str(b) for b in names.PIXEL_MASK_BITS)
+        raise FileError(spec.file, spec.path or "", problem, remedy, code="mask-bits")
+    return values.astype(np.uint32)
+
+
+def load_ids(spec: Spec, frames: int) -> Array:
+    """Read one number per frame, of shape (frames,) or (frames, 1); raises FileError for any other."""
+    with Resolver(spec.file) as resolver, reading(spec.file):
+        values = read_array(resolver.get(spec.path or "/"))
+    if values.shape not in ((frames,), (frames, 1)) or values.dtype.kind not in "iuf":
+        problem = f"is {values.dtype}{values.shape}, there are {frames} frames"
+        raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
+    return values.reshape(frames)

@@ -1,0 +1,158 @@
+"""A second reader of stored calibrations, written from docs/formula-spec.md alone; it shares nothing with gaincal.
+
+It is the model for readers in other languages: no parser, only a loop over the rows of a table. It is not a hardened
+reader: it trusts HDF5, takes the formula for valid, and computes all frames to return some.
+"""
+import math
+from hashlib import sha256
+
+import h5py
+import numpy as np
+
+NO_VALUE, CLIPPED, MISSING = (np.uint32(1 << bit) for bit in (29, 30, 31))
+LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+
+def read(path: str, output: str | None = None, dtype: str | None = None, frames: slice = slice(None)) -> tuple:
+    """Return (values, uint32 flags): of the default output unless named, in the first of its dtypes unless named."""
+    with h5py.File(path, "r") as file, np.errstate(all="ignore"):
+        group = find_calibration(file)
+        check(group)
+        real = np.dtype(group["formula/compute_dtype"][0].decode())
+        known, gone = load(group, real)
+        for row in rows(group["steps"]):
+            arguments = [row[f"argument_{k}"] for k in (1, 2, 3, 4) if row[f"argument_{k}"]]
+            if all(text in known or not text[0].isalpha() for text in arguments):  # else an input is not there
+                known[row["name"]] = evaluate(row["operation"], arguments, known, real)
+        outputs = sorted(rows(group["outputs"]), key=lambda row: -row["default"])  # the default, the others in order
+        for row in outputs:
+            if row["name"] == (output or outputs[0]["name"]) and dtype in (None, row["dtype"]) and row["name"] in known:
+                values, flags = deliver(row, rows(group["flags"]), known, gone)
+                return values[frames], flags[frames]
+    raise ValueError(f"{path} has no output {output} {dtype}, or an input that it needs is not there")
+
+def find_calibration(file: h5py.File) -> h5py.Group:
+    groups = [file]
+    for kind in (b"NXentry", b"NXinstrument", b"NXdetector"):
+        groups = [g for parent in groups for g in parent.values() if np.bytes_(g.attrs.get("NX_class", "")) == kind]
+    (only,) = next(detector["calibration"] for detector in groups if "calibration" in detector).values()
+    return only  # of two calibrations none is the right one: the line above fails
+
+def check(group: h5py.Group) -> None:
+    fields, total = {}, sha256()
+    group.visititems(lambda name, item: fields.update({name.encode(): item} if isinstance(item, h5py.Dataset) else {}))
+    checksum = fields.pop(b"checksum")[()].item().decode()
+    for path, field in sorted(fields.items(), key=lambda pair: pair[0]):
+        if field.dtype.kind not in "iufSb":
+            raise ValueError(f"{field.name}: type {field.dtype} has no place here")
+        kind, shape = f"{field.dtype.kind}{field.dtype.itemsize}", ",".join(map(str, field.shape))
+        data = np.array(field[()], field.dtype.newbyteorder("<"))  # with its dtype a text keeps the NULs at its end
+        total.update(path + f"|{kind}|{shape}|".encode() + data.tobytes())
+    if checksum != "sha256:" + total.hexdigest():
+        raise ValueError(f"{group.name}: the checksum differs")
+    unknown = {name.decode() for name in group["formula/required_operations"][()]} - {"select", *OPERATIONS}
+    if unknown or group["formula/format_version"][0] != 1:
+        raise ValueError(f"{group.name}: a format or operations {unknown} that are not known here")
+
+def rows(group: h5py.Group) -> list[dict]:
+    columns = [[v.decode() if isinstance(v, bytes) else v.item() for v in field[()]] for field in group.values()]
+    return [dict(zip(group, row, strict=True)) for row in zip(*columns, strict=True)]
+
+def load(group: h5py.Group, real: np.dtype) -> tuple[dict, np.ndarray]:
+    """Tables, inputs and constants by name, with axes that line up with (frame, pixels ...); where words are missing."""
+    known = {name: field[()].astype(np.int64) for name, field in group["tables"].items()}
+    inputs = [(row, group[row["path"]]) for row in rows(group["inputs"]) if row["path"]]
+    words = [(row["dims"].split(), field) for row, field in inputs if row["dims"].startswith("frame ")]
+    gone = np.logical_or.reduce([missing(field) for _, field in words])
+    for row, field in inputs:
+        pixels = [1] * (gone.ndim - 1) if row["dims"] in ("", "frame") else gone.shape[1:]
+        known[row["name"]] = numbers(field, row["dtype"], real).reshape(-1, *pixels)
+    for row in rows(group["constants"]):
+        data, named = group[row["name"]], [axis for axis in row["dims"].split() if axis not in words[0][0]]
+        values = numbers(data[row["name"]], row["dtype"], real)
+        known[row["name"]] = (values, [data[axis][()] for axis in named]) if named else values
+    return known, gone
+
+def missing(field: h5py.Dataset) -> np.ndarray:  # chunks never written; the sources of virtual datasets are not looked at
+    gone = np.zeros(field.shape, bool)
+    for chunk in field.iter_chunks() if field.chunks else ():
+        gone[chunk] = field.id.get_chunk_info_by_coord(tuple(part.start for part in chunk)).byte_offset is None
+    return gone
+
+def numbers(field: h5py.Dataset, declared: str, real: np.dtype) -> np.ndarray:
+    """What has a dtype is an integer, and int64 holds them all; what has none is a real, however it is stored."""
+    if field.dtype.kind not in "iuf" or (declared and field.dtype.newbyteorder("=") != np.dtype(declared)):
+        raise ValueError(f"{field.name}: {field.dtype} instead of {declared or 'numbers'}")
+    return np.asarray(field[()]).astype(np.int64 if declared else real)
+
+def evaluate(operation: str, arguments: list[str], known: dict, real: np.dtype) -> np.ndarray:
+    operands = [known[t] if t in known else (np.int64 if t.strip("-").isdigit() else real.type)(t) for t in arguments]
+    if operation == "select":
+        return select(*operands[0], operands[1:])
+    if operation in ALWAYS_REAL or any(x.dtype == real for x in operands):  # an integer beside a real becomes one
+        operands = [x.astype(real) if x.dtype == np.int64 else x for x in operands]
+    return OPERATIONS[operation](*operands)
+
+def select(values: np.ndarray, labels: list, indices: list) -> np.ndarray:
+    places = [np.asarray(sum((i == label) * (k + 1) for k, label in enumerate(axis)) - 1)  # -1: no such label
+              for i, axis in zip(indices, labels, strict=True)]
+    exists = np.min(np.broadcast_arrays(*places), axis=0) >= 0
+    pixels = np.ix_(*map(range, values.shape[len(labels):]))  # every pixel takes its own
+    return np.where(exists, values[(*places, *pixels)], values.dtype.type(-1 if values.dtype == np.int64 else np.nan))
+
+def power(x: np.ndarray, n: np.generic) -> np.ndarray:
+    result = math.prod([x] * abs(int(n)), start=x.dtype.type(1))
+    return result if n >= 0 else x.dtype.type(1) / result
+
+def exponential(x: np.ndarray) -> np.ndarray:
+    inside = np.where((x < 710) & (x > -746), x, 0).astype(np.float64)
+    k = np.rint(inside * 1.4426950408889634)
+    r, h = (inside - k * LN2_HIGH) - k * LN2_LOW, np.floor(k * 0.5)
+    p = np.polyval([1 / math.factorial(n) for n in range(13, -1, -1)], r)  # p = p * r + 1/n!, again and again
+    p = (p * np.ldexp(1.0, h.astype(int))) * np.ldexp(1.0, (k - h).astype(int))
+    return np.select([np.isnan(x), x >= 710, x <= -746], [np.nan, np.inf, 0], p).astype(x.dtype)
+
+def logarithm(x: np.ndarray) -> np.ndarray:
+    m, e = np.frexp(np.where((x > 0) & (x < np.inf), x, 1).astype(np.float64))  # 0.5 <= m < 1
+    small = 2 * m <= 1.4142135623730951
+    f, e = np.where(small, 2 * m, m) - 1, np.where(small, e - 1.0, e)
+    s = f / (2 + f)
+    p = (s + s) * np.polyval([1 / (2 * n + 1) for n in range(11, -1, -1)], s * s)
+    p = e * LN2_HIGH + (p + e * LN2_LOW)
+    return np.select([np.isnan(x) | (x < 0), x == 0, x == np.inf], [np.nan, -np.inf, np.inf], p).astype(x.dtype)
+
+OPERATIONS = {
+    "bits": lambda x, offset, length: (x >> offset) & ((1 << length) - 1),
+    "join": lambda low, length, high: low + (high << length),
+    "lookup": lambda table, i: np.where((i >= 0) & (i < len(table)), table[np.clip(i, 0, len(table) - 1)], -1),
+    "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide,
+    "negate": np.negative, "abs": np.abs, "sqrt": np.sqrt, "exp": exponential, "log": logarithm, "power": power,
+    "min": lambda a, b: np.where(np.isnan(a), a, np.where(np.isnan(b) | (b < a), b, a)),  # np.minimum: any sign of 0
+    "max": lambda a, b: np.where(np.isnan(a), a, np.where(np.isnan(b) | (b > a), b, a)),
+    "clip": lambda x, low, high: OPERATIONS["min"](OPERATIONS["max"](x, low), high),
+    "floor": np.floor, "trunc": np.trunc, "round_half_even": np.rint,
+    "round_half_away": lambda x: np.where(np.abs(x - np.trunc(x)) >= 0.5, np.trunc(x) + np.sign(x), np.trunc(x)),
+    "less": np.less, "less_equal": np.less_equal, "greater": np.greater, "greater_equal": np.greater_equal,
+    "equal": np.equal, "not_equal": np.not_equal, "and": np.logical_and, "or": np.logical_or, "not": np.logical_not,
+    "finite": np.isfinite, "where": np.where,
+}
+ALWAYS_REAL = {"divide", "sqrt", "exp", "log", "power"}
+
+def deliver(row: dict, flag_rows: list[dict], known: dict, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    dtype, flags, void = np.dtype(row["dtype"]), np.zeros(gone.shape, np.uint32), np.zeros(gone.shape, bool)
+    for bit, flag in enumerate(flag_rows):
+        raised = known.get(flag["when"], np.False_)  # a flag that cannot be tested keeps its bit, at 0
+        flags |= raised * np.uint32(1 << bit)
+        void |= raised & bool(flag["voids"])
+    value, fill, limited = known[row["name"]], row["fill"], np.False_
+    if dtype.kind == "f":
+        value = value.astype(dtype)
+        finite = np.isfinite(value)
+    else:
+        exact, info = value.astype(np.float64), np.iinfo(dtype)  # exact for integers (2^53) and both types of reals
+        low, high = info.min + (fill == info.min), info.max - (fill == info.max)  # the fill is one end: not a value
+        finite, below, above = np.isfinite(exact), exact <= low - 1, exact >= high + 1
+        value = np.where(finite & ~below & ~above, exact, 0).astype(dtype)
+        value = np.where(above, dtype.type(high), np.where(below, dtype.type(low), value))
+        limited, fill = finite & (below | above), int(fill)
+    flags |= (~void & ~finite) * NO_VALUE | (~void & limited) * CLIPPED
+    return np.where(void | ~finite | gone, dtype.type(fill), value), np.where(gone, MISSING, flags)

@@ -1,0 +1,106 @@
+"""A shortcut is an assumption that the kernel tests: it may never change a result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers import Array, assert_same_bits, declare, program_of
+
+from gaincal.formulas.catalog import get
+from gaincal.formulas.program import Labels, Program, program_for_output
+from gaincal.kernels.shortcut import find_shortcut
+
+PIXELS = 320
+CONSTANT: dict[str, tuple[str, str | None]] = {"g": ("stage x", None)}
+
+
+def planes(count: int) -> Array:
+    return (np.arange(count)[:, None] * 1000.0 + np.arange(PIXELS)).astype(np.float32)
+
+
+def words() -> Array:
+    """Vectors all in one stage, vectors with a single stray pixel, and mixed ones."""
+    rng = np.random.default_rng(1)
+    stages = np.repeat(np.arange(4), PIXELS)[:, None].reshape(4, PIXELS) << 14
+    stray = stages.copy()
+    stray[:, ::67] = (stray[:, ::67] + 0x4000) & 0xC000
+    mixed = rng.integers(0, 4, (4, PIXELS)) << 14
+    return (np.concatenate([stages, stray, mixed]) | rng.integers(0, 2**14, (12, PIXELS))).astype(np.uint16)
+
+
+def staged(steps: dict[str, str], labels: tuple[int, ...], tables: dict[str, list[int]] | None = None) -> Program:
+    formula = declare(steps, constants=CONSTANT, tables=tables)
+    named: dict[str, Labels] = {"g": (labels,)}
+    return program_of(formula, named)
+
+
+def check(program: Program) -> None:
+    raw = words()
+    planes_ = planes(len(dict(program.labels)["g"][0]))
+    assert_same_bits(program, {"raw": raw, "g": planes_}, (len(raw), PIXELS))
+
+
+def test_jungfrau_assumes_the_word_below_the_first_switch() -> None:
+    formula = get("jungfrau")
+    given = frozenset(i.name for i in (*formula.inputs, *formula.constants))
+    labels: dict[str, Labels] = {"gain": ((0, 1, 2),), "pedestal": ((0, 1, 2),)}
+    shortcut = find_shortcut(program_for_output(formula, labels, given))
+    assert shortcut is not None
+    assert (shortcut.name, shortcut.low, shortcut.high) == ("raw", 0, 0x3FFF)
+    assert shortcut.types["stage"].low == shortcut.types["stage"].high == 0
+
+
+def test_there_is_no_shortcut_without_a_stage() -> None:
+    assert find_shortcut(program_of(declare({"v": "raw * 0.5"}))) is None
+
+
+@pytest.mark.parametrize("labels", [(0, 1, 2), (2, 0, 1), (1, 2), (2,), (7, 0), (65535, 2)])
+def test_the_order_of_the_labels_is_free(labels: tuple[int, ...]) -> None:
+    tables = {"t": [0, 1, -1, 2]}
+    check(staged({"stage": "lookup(t, bits(raw, 14, 2))", "v": "bits(raw, 0, 14) - g[stage]"}, labels, tables))
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"stage": "bits(raw, 14, 2)", "v": "where(stage == 1, g[stage], raw)"},
+        {"stage": "bits(raw, 13, 2)", "v": "g[stage] + raw"},
+        {"stage": "where(raw > 1000, 1, 0)", "v": "g[stage] * where(stage < 1, 2, 3)"},
+        {"stage": "where(raw > 0xBFFF, 2, 1) + 1", "v": "g[stage] / (stage - 2)"},
+        {"stage": "bits(raw, 14, 2) - 1", "v": "g[stage] + raw * stage * stage"},
+        {"stage": "-bits(raw, 14, 2)", "v": "g[abs(stage)] + g[stage] * 0.5"},
+        {"stage": "min(bits(raw, 14, 2), 1)", "v": "g[stage]"},
+    ],
+)
+@pytest.mark.parametrize("labels", [(0, 1, 2, 3), (3, 1), (1,)])
+def test_any_way_to_the_stage_gives_the_same_bits(steps: dict[str, str], labels: tuple[int, ...]) -> None:
+    check(staged(steps, labels))
+
+
+def test_a_table_longer_than_the_word_can_reach_gives_the_same_bits() -> None:
+    tables = {"t": [1] * 40_000 + [5]}
+    check(staged({"code": "bits(raw, 16, 16)", "stage": "lookup(t, code)", "v": "g[stage]"}, (5, 1), tables))
+
+
+def test_a_stage_that_is_always_the_same_gives_the_same_bits() -> None:
+    check(staged({"stage": "lookup(t, bits(raw, 14, 2))", "v": "g[stage]"}, (0, 1), {"t": [1, 1, 1, 1]}))
+
+
+def test_a_stage_whose_condition_always_holds_gives_the_same_bits() -> None:
+    check(staged({"stage": "where(raw >= 0, 1, 2)", "v": "g[stage]"}, (1, 2)))
+
+
+def test_a_label_that_the_stage_cannot_have_breaks_no_join() -> None:
+    check(staged({"stage": "bits(raw, 0, 2)", "k": "join(stage, 2, raw)", "v": "g[stage] + k"}, (100, 1)))
+
+
+def test_a_label_that_the_stage_cannot_have_breaks_no_bound() -> None:
+    check(staged({"stage": "bits(raw, 0, 2)", "v": "g[stage] + stage * 0x4000000000000"}, (65535, 1)))
+
+
+def test_a_shortcut_on_a_map_of_the_pixels_gives_the_same_bits() -> None:
+    constants: dict[str, tuple[str, str | None]] = {"g": ("stage x", None), "m": ("x", "uint8")}
+    formula = declare({"stage": "bits(m, 4, 4)", "v": "g[stage] + raw"}, constants=constants)
+    m = np.where(np.arange(PIXELS) < 192, 0x13, np.arange(PIXELS) & 0xFF).astype(np.uint8)
+    arrays = {"raw": words(), "g": planes(3), "m": m}
+    assert_same_bits(program_of(formula, {"g": ((1, 0, 9),)}), arrays, (12, PIXELS))
