@@ -1,7 +1,7 @@
 """A second reader of stored calibrations, written from docs/formula-spec.md alone; it shares nothing with gaincal.
 
-It is the model for readers in other languages: no parser, only a loop over the rows of a table. It is not a hardened
-reader: it trusts HDF5, takes the formula for valid, and computes all frames to return some.
+A model for readers in other languages: no parser, only a loop over the rows of a table. It is not hardened: it trusts
+HDF5 and the formula, follows no virtual dataset to its sources, and computes all frames to return some.
 """
 import math
 from hashlib import sha256
@@ -26,8 +26,7 @@ def read(path: str, output: str | None = None, dtype: str | None = None, frames:
         outputs = sorted(rows(group["outputs"]), key=lambda row: -row["default"])  # the default, the others in order
         for row in outputs:
             if row["name"] == (output or outputs[0]["name"]) and dtype in (None, row["dtype"]) and row["name"] in known:
-                values, flags = deliver(row, rows(group["flags"]), known, gone)
-                return values[frames], flags[frames]
+                return tuple(array[frames] for array in deliver(row, rows(group["flags"]), known, gone))
     raise ValueError(f"{path} has no output {output} {dtype}, or an input that it needs is not there")
 
 def find_calibration(file: h5py.File) -> h5py.Group:
@@ -44,9 +43,8 @@ def check(group: h5py.Group) -> None:
     for path, field in sorted(fields.items(), key=lambda pair: pair[0]):
         if field.dtype.kind not in "iufSb":
             raise ValueError(f"{field.name}: type {field.dtype} has no place here")
-        kind, shape = f"{field.dtype.kind}{field.dtype.itemsize}", ",".join(map(str, field.shape))
         data = np.array(field[()], field.dtype.newbyteorder("<"))  # with its dtype a text keeps the NULs at its end
-        total.update(path + f"|{kind}|{shape}|".encode() + data.tobytes())
+        total.update(path + f"|{field.dtype.str[1:]}|{','.join(map(str, field.shape))}|".encode() + data.tobytes())
     if checksum != "sha256:" + total.hexdigest():
         raise ValueError(f"{group.name}: the checksum differs")
     unknown = {name.decode() for name in group["formula/required_operations"][()]} - {"select", *OPERATIONS}
@@ -58,7 +56,7 @@ def rows(group: h5py.Group) -> list[dict]:
     return [dict(zip(group, row, strict=True)) for row in zip(*columns, strict=True)]
 
 def load(group: h5py.Group, real: np.dtype) -> tuple[dict, np.ndarray]:
-    """Tables, inputs and constants by name, with axes that line up with (frame, pixels ...); where words are missing."""
+    """Tables, inputs and constants by name, all axes in line with (frame, pixels ...); and where words are missing."""
     known = {name: field[()].astype(np.int64) for name, field in group["tables"].items()}
     inputs = [(row, group[row["path"]]) for row in rows(group["inputs"]) if row["path"]]
     words = [(row["dims"].split(), field) for row, field in inputs if row["dims"].startswith("frame ")]
@@ -72,23 +70,22 @@ def load(group: h5py.Group, real: np.dtype) -> tuple[dict, np.ndarray]:
         known[row["name"]] = (values, [data[axis][()] for axis in named]) if named else values
     return known, gone
 
-def missing(field: h5py.Dataset) -> np.ndarray:  # chunks never written; the sources of virtual datasets are not looked at
+def missing(field: h5py.Dataset) -> np.ndarray:  # the words in chunks that were never written
     gone = np.zeros(field.shape, bool)
     for chunk in field.iter_chunks() if field.chunks else ():
         gone[chunk] = field.id.get_chunk_info_by_coord(tuple(part.start for part in chunk)).byte_offset is None
     return gone
 
 def numbers(field: h5py.Dataset, declared: str, real: np.dtype) -> np.ndarray:
-    """What has a dtype is an integer, and int64 holds them all; what has none is a real, however it is stored."""
     if field.dtype.kind not in "iuf" or (declared and field.dtype.newbyteorder("=") != np.dtype(declared)):
         raise ValueError(f"{field.name}: {field.dtype} instead of {declared or 'numbers'}")
-    return np.asarray(field[()]).astype(np.int64 if declared else real)
+    return np.asarray(field[()]).astype(np.int64 if declared else real)  # int64 holds all integers of a formula
 
 def evaluate(operation: str, arguments: list[str], known: dict, real: np.dtype) -> np.ndarray:
     operands = [known[t] if t in known else (np.int64 if t.strip("-").isdigit() else real.type)(t) for t in arguments]
     if operation == "select":
         return select(*operands[0], operands[1:])
-    if operation in ALWAYS_REAL or any(x.dtype == real for x in operands):  # an integer beside a real becomes one
+    if operation in ("divide", "sqrt", "exp", "log", "power") or any(x.dtype == real for x in operands):
         operands = [x.astype(real) if x.dtype == np.int64 else x for x in operands]
     return OPERATIONS[operation](*operands)
 
@@ -129,13 +126,11 @@ OPERATIONS = {
     "min": lambda a, b: np.where(np.isnan(a), a, np.where(np.isnan(b) | (b < a), b, a)),  # np.minimum: any sign of 0
     "max": lambda a, b: np.where(np.isnan(a), a, np.where(np.isnan(b) | (b > a), b, a)),
     "clip": lambda x, low, high: OPERATIONS["min"](OPERATIONS["max"](x, low), high),
-    "floor": np.floor, "trunc": np.trunc, "round_half_even": np.rint,
+    "floor": np.floor, "trunc": np.trunc, "round_half_even": np.rint, "finite": np.isfinite, "where": np.where,
     "round_half_away": lambda x: np.where(np.abs(x - np.trunc(x)) >= 0.5, np.trunc(x) + np.sign(x), np.trunc(x)),
     "less": np.less, "less_equal": np.less_equal, "greater": np.greater, "greater_equal": np.greater_equal,
     "equal": np.equal, "not_equal": np.not_equal, "and": np.logical_and, "or": np.logical_or, "not": np.logical_not,
-    "finite": np.isfinite, "where": np.where,
 }
-ALWAYS_REAL = {"divide", "sqrt", "exp", "log", "power"}
 
 def deliver(row: dict, flag_rows: list[dict], known: dict, gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     dtype, flags, void = np.dtype(row["dtype"]), np.zeros(gone.shape, np.uint32), np.zeros(gone.shape, bool)
@@ -143,16 +138,13 @@ def deliver(row: dict, flag_rows: list[dict], known: dict, gone: np.ndarray) -> 
         raised = known.get(flag["when"], np.False_)  # a flag that cannot be tested keeps its bit, at 0
         flags |= raised * np.uint32(1 << bit)
         void |= raised & bool(flag["voids"])
-    value, fill, limited = known[row["name"]], row["fill"], np.False_
-    if dtype.kind == "f":
-        value = value.astype(dtype)
-        finite = np.isfinite(value)
-    else:
-        exact, info = value.astype(np.float64), np.iinfo(dtype)  # exact for integers (2^53) and both types of reals
+    value = known[row["name"]].astype(dtype if dtype.kind == "f" else np.float64)  # float64 holds all of them exactly
+    finite, limited, fill = np.isfinite(value), np.False_, np.nan
+    if dtype.kind != "f":
+        info, fill = np.iinfo(dtype), int(row["fill"])
         low, high = info.min + (fill == info.min), info.max - (fill == info.max)  # the fill is one end: not a value
-        finite, below, above = np.isfinite(exact), exact <= low - 1, exact >= high + 1
-        value = np.where(finite & ~below & ~above, exact, 0).astype(dtype)
-        value = np.where(above, dtype.type(high), np.where(below, dtype.type(low), value))
-        limited, fill = finite & (below | above), int(fill)
+        below, above = finite & (value <= low - 1), finite & (value >= high + 1)
+        value = np.where(finite & ~below & ~above, value, 0).astype(dtype)
+        value, limited = np.select([below, above], [dtype.type(low), dtype.type(high)], value), below | above
     flags |= (~void & ~finite) * NO_VALUE | (~void & limited) * CLIPPED
     return np.where(void | ~finite | gone, dtype.type(fill), value), np.where(gone, MISSING, flags)

@@ -224,7 +224,6 @@ NESTINGS = [
     ("abs(", "raw", ")"),
     ("marks[", "memory_cell", "]"),
     ("1 + (", "raw", ")"),
-    ("1 - max(0, ", "raw", ")"),
 ]
 
 

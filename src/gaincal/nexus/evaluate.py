@@ -15,7 +15,7 @@ from gaincal.nexus.words import Words
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 32 << 20
 """Words read at a time: large enough for the kernel's constants to pay, small enough to bound memory."""
 
 

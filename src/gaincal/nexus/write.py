@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError, RequestError, TrustError
 from gaincal.nexus import names
-from gaincal.nexus.dataset import element_type
-from gaincal.nexus.fields import MAX_ATTRIBUTE_BYTES, MAX_FIELD_BYTES, read_array, read_text
+from gaincal.nexus.fields import MAX_ATTRIBUTE_BYTES, MAX_FIELD_BYTES, attribute_text, read_array, read_text
 from gaincal.nexus.group import new_group
 from gaincal.nexus.trust import Place, Resolver
 
@@ -54,6 +53,7 @@ METADATA: Mapping[str, Known] = MappingProxyType(
         "detector_name": Known("instrument/detector/description", "", True, False, "detector"),
     }
 )
+_NOT_BY_FRAME = ("NXdetector_module", "NXdetector_group")
 GEOMETRY = ("pixel_size", "distance", "beam_center_x", "beam_center_y")
 
 
@@ -163,7 +163,13 @@ def _write_geometry(detector: h5py.Group, known: Mapping[str, float], pixels: tu
         axis(module, name, size, vector, f"{detector.name}/{names.MODULE}/module_offset")
 
 
-def copy_tree(resolver: Resolver, place: Place, group: h5py.Group, skip: frozenset[str]) -> list[str]:
+def copy_tree(
+    resolver: Resolver,
+    place: Place,
+    group: h5py.Group,
+    skip: frozenset[str],
+    frames: tuple[int, int, int] | None = None,
+) -> list[str]:
     """Copy groups, small fields and attributes of an untrusted file.
 
     Parameters
@@ -175,6 +181,8 @@ def copy_tree(resolver: Resolver, place: Place, group: h5py.Group, skip: frozens
         Receives the members.
     skip : frozenset of str
         HDF5 paths that are left out.
+    frames : (int, int, int), optional
+        Frames of the run, and first and number of those to keep: lists with one value per frame are cut.
 
     Returns
     -------
@@ -197,7 +205,8 @@ def copy_tree(resolver: Resolver, place: Place, group: h5py.Group, skip: frozens
             try:
                 member = resolver.walk(source, name)
                 if isinstance(member.item, h5py.Dataset):
-                    _copy_attributes(member, target.create_dataset(name, **_contents(member)))
+                    cut = None if _class_of(source) in _NOT_BY_FRAME else frames
+                    _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
                 elif depth < MAX_DEPTH:
                     pending.append((member, target.create_group(name, track_order=True), depth + 1))
                 else:
@@ -207,12 +216,17 @@ def copy_tree(resolver: Resolver, place: Place, group: h5py.Group, skip: frozens
     return left_out
 
 
-def _contents(place: Place) -> dict[str, Any]:
+def _class_of(place: Place) -> str | None:
+    return attribute_text(place, names.NX_CLASS)
+
+
+def _contents(place: Place, frames: tuple[int, int, int] | None) -> dict[str, Any]:
     """Arguments of create_dataset that repeat a small field; raises FileError for any other."""
     if place.dataset.id.get_type().get_class() == h5py.h5t.STRING and place.dataset.size == 1:
         return {"data": read_text(place)}
-    element_type(place)
     values = read_array(place, MAX_FIELD_BYTES)
+    if frames is not None and values.ndim == 1 and len(values) == frames[0]:
+        values = values[frames[1] : frames[1] + frames[2]]
     if values.ndim < 2:
         return {"data": values}
     return {"data": values, "chunks": values.shape if values.size else None, "fletcher32": bool(values.size)}

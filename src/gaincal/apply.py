@@ -1,0 +1,309 @@
+"""``apply``: write the calibrated frames as a standard NXmx file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from gaincal._version import __version__
+from gaincal.errors import RequestError
+from gaincal.formulas.program import MISSING_BIT, RESERVED_FLAGS, Program
+from gaincal.kernels.blocks import available_threads
+from gaincal.nexus import names
+from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing
+from gaincal.nexus.evaluate import Evaluation, split_frames
+from gaincal.nexus.group import new_group
+from gaincal.nexus.read import Master, open_master
+from gaincal.nexus.write import copy_tree, field
+
+Array = npt.NDArray[Any]
+Progress = Callable[[int, int], None]
+FRAMES_AT_ONCE = 16
+ALL_BITS = np.uint32(0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What `apply` wrote.
+
+    Parameters
+    ----------
+    path : Path
+    output, dtype, units : str
+    frames : int
+        Written frames.
+    missing_frames : int
+        Frames of these without a single word.
+    pixels : int
+        Pixels per frame.
+    flags : dict of str to int
+        Number of pixels (over all frames) per reason.
+    not_tested : list of str
+        Flags that the file has no inputs for.
+    """
+
+    path: Path
+    output: str
+    dtype: str
+    units: str
+    frames: int
+    missing_frames: int
+    pixels: int
+    flags: dict[str, int]
+    not_tested: list[str]
+
+
+class _Tally:
+    """Counts reasons, and remembers which a pixel has in every frame."""
+
+    def __init__(self, pixels: tuple[int, ...]) -> None:
+        self.counts = np.zeros(32, np.int64)
+        self.always = np.full(pixels, ALL_BITS)
+        self.missing_frames = 0
+
+    def add(self, flags: npt.NDArray[np.uint32]) -> None:
+        raised = flags[flags != 0]
+        for bit in range(32):
+            self.counts[bit] += int(np.count_nonzero(raised & np.uint32(1 << bit)))
+        self.always &= np.bitwise_and.reduce(flags, axis=0)
+        lacking = (flags >> np.uint32(MISSING_BIT)).astype(bool)
+        self.missing_frames += int(lacking.reshape(len(flags), -1).all(axis=1).sum())
+
+
+def apply(
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    output: str | None = None,
+    dtype: str | None = None,
+    flagged: float | None = None,
+    frames: tuple[int | None, int | None] | None = None,
+    inputs: Mapping[str, float] | None = None,
+    calibration: str | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    trust: Iterable[str | os.PathLike[str]] = (),
+    progress: Progress | None = None,
+) -> Applied:
+    """Calibrate all frames and write them as the signal of a standard NXmx file.
+
+    Parameters
+    ----------
+    path : str or path
+        A master, as `embed` makes it.
+    target : str or path, optional
+        The file to write; ``<master>_<output>.nxs`` beside the master if None.
+    output : str, optional
+        Which output; the formula's default if None.
+    dtype : str, optional
+        One of the dtypes that the output declares.
+    flagged : float, optional
+        Value of flagged pixels, instead of the declared fill.
+    frames : (int or None, int or None), optional
+        First frame, and the one after the last, as in a slice.
+    inputs : mapping of str to float, optional
+        Replace inputs of the formula, such as photon_energy in keV.
+    calibration : str, optional
+        Which calibration, where the file has several.
+    jobs : int, optional
+        Threads to compute with; all that the process may use if None.
+    overwrite : bool
+        Replace an existing file.
+    trust : iterable of str or path
+        Directories, beside the master's own, whose files may be opened.
+    progress : callable (done, total) -> None, optional
+        Told after every block of frames.
+
+    Returns
+    -------
+    Applied
+
+    Raises
+    ------
+    FileError, TrustError, BindError, RequestError, OutputError
+    """
+    master = open_master(path, trust=trust, calibration=calibration, inputs=inputs)
+    with master.resolver:
+        program = master.calibration.program(output, dtype, flagged)
+        first, count = _range(frames, master.calibration.layout.frames)
+        chosen = Path(target) if target is not None else _beside(Path(path), program.value)
+        refuse_existing(chosen, overwrite)
+        if chosen.exists() and os.path.samefile(chosen, path):
+            raise RequestError("the output is the master itself: choose another name")
+        evaluation = Evaluation(master.calibration, master.words, program, jobs or available_threads())
+        with atomic_output(chosen, overwrite=overwrite) as written:
+            entry = _copy_entry(written.file, master, first, count)
+            tally = _write_frames(written, entry, evaluation, first, count, progress)
+            return _finish(entry, master, program, tally, chosen, (first, count))
+
+
+def _beside(master: Path, output: str) -> Path:
+    return master.with_name(f"{master.stem}_{output}.nxs")
+
+
+def _range(frames: tuple[int | None, int | None] | None, total: int) -> tuple[int, int]:
+    first, stop, _ = slice(*(frames or (None, None))).indices(total)
+    if stop <= first:
+        raise RequestError(f"no frames in {frames}: the run has {total}")
+    return first, stop - first
+
+
+def _copy_entry(file: h5py.File, master: Master, first: int, count: int) -> h5py.Group:
+    """Carry the metadata over: everything of the entry but words, calibration and pictures."""
+    entry_path = "/" + master.detector.path.strip("/").split("/")[0]
+    source = master.resolver.get(entry_path)
+    detector = master.detector.path
+    skip = {
+        f"{detector}/{name}" for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, "bit_depth_readout")
+    }
+    skip |= {f"{entry_path}/{names.DATA_PATH.rsplit('/', 1)[-1]}"}
+    entry = file.create_group(entry_path, track_order=True)
+    copy_tree(master.resolver, source, entry, frozenset(skip), (master.calibration.layout.frames, first, count))
+    file.attrs[names.DEFAULT_ATTRIBUTE] = entry_path.strip("/")
+    return entry
+
+
+def _write_frames(
+    written: AtomicFile,
+    entry: h5py.Group,
+    evaluation: Evaluation,
+    first: int,
+    count: int,
+    progress: Progress | None,
+) -> _Tally:
+    pixels = evaluation.shape[1:]
+    group = new_group(entry, names.DATA_PATH.rsplit("/", 1)[-1], names.DATA)
+    group.attrs[names.SIGNAL_ATTRIBUTE] = names.IMAGE
+    group.attrs[names.AXES_ATTRIBUTE] = ["."] * len(evaluation.shape)
+    entry.attrs[names.DEFAULT_ATTRIBUTE] = group.name.rsplit("/", 1)[-1]
+    dataset = group.create_dataset(
+        names.IMAGE, (count, *pixels), evaluation.dtype, chunks=(1, *pixels), fletcher32=True, **_compression(evaluation)
+    )
+    tally = _Tally(pixels)
+    origin = (0,) * len(pixels)
+    for begin, number in split_frames(first, count, FRAMES_AT_ONCE):
+        values, flags = evaluation.read((begin, *origin), (number, *pixels), with_flags=True)
+        assert flags is not None
+        dataset[begin - first : begin - first + number] = values
+        written.check()
+        tally.add(flags)
+        if progress is not None:
+            progress(begin - first + number, count)
+    return tally
+
+
+def _compression(evaluation: Evaluation) -> dict[str, Any]:
+    """Counts shrink twenty-fold; the mantissas of calibrated floats are noise that no filter shrinks."""
+    if evaluation.dtype.kind == "f":
+        return {}
+    import hdf5plugin
+
+    return dict(hdf5plugin.Bitshuffle(cname="lz4"))
+
+
+def _finish(
+    entry: h5py.Group, master: Master, program: Program, tally: _Tally, path: Path, frames: tuple[int, int]
+) -> Applied:
+    """Everything that is known only after the last frame."""
+    formula = master.calibration.formula
+    bits = {flag.name: bit for bit, flag in enumerate(formula.flags)}
+    tested = set(master.calibration.tested_flags())
+    flags = {n: int(tally.counts[b]) for n, b in (bits | RESERVED_FLAGS).items() if n in tested or n in RESERVED_FLAGS}
+    output = formula.output(program.value)
+    pixels = int(np.prod(master.calibration.layout.pixels))
+    not_tested = [n for n in bits if n not in tested]
+    result = Applied(
+        path, output.name, program.dtype, output.units, frames[1], tally.missing_frames, pixels, flags, not_tested
+    )
+    dataset = entry[names.DATA_PATH.rsplit("/", 1)[-1]][names.IMAGE]
+    dataset.attrs[names.UNIT_ATTRIBUTE] = output.units
+    dataset.attrs["long_name"] = f"{output.name} ({output.units})"
+    detector = entry.file[master.detector.path]
+    _write_mask(detector, master, tally)
+    _write_range(detector, program)
+    _write_frame_numbers(dataset.parent, master, frames)
+    _write_process(entry, master, program, result, frames[0])
+    return result
+
+
+def _write_mask(detector: h5py.Group, master: Master, tally: _Tally) -> None:
+    """The static mask, and the pixels that have a reason in every frame."""
+    place = master.resolver.find(names.PIXEL_MASK, master.detector)
+    pixels = master.calibration.layout.pixels
+    mask = np.zeros(pixels, np.uint32)
+    given = master.calibration.arrays.get(names.PIXEL_MASK)
+    if given is not None and place is not None:
+        mask |= given.astype(np.uint32)
+    for bit, flag in enumerate(master.calibration.formula.flags):
+        if flag.pixel_mask_bit is not None:
+            always = (tally.always >> np.uint32(bit)) & np.uint32(1)
+            mask |= always << np.uint32(flag.pixel_mask_bit)
+    detector.create_dataset(names.PIXEL_MASK, data=mask, chunks=pixels, compression="gzip", fletcher32=True)
+
+
+def _write_range(detector: h5py.Group, program: Program) -> None:
+    """What programs need to tell counts from sentinels: both ends are valid values."""
+    if program.limits is None:
+        return
+    low, high = program.limits
+    kind = np.dtype(program.dtype).type
+    for name, value in (("saturation_value", high - 1), ("underload_value", low)):
+        if name in detector:
+            del detector[name]
+        field(detector, name, kind(value))
+    field(detector, "bit_depth_readout", np.int32(8 * np.dtype(program.dtype).itemsize))
+
+
+def _write_frame_numbers(group: h5py.Group, master: Master, frames: tuple[int, int]) -> None:
+    first, count = frames
+    numbers = {"frame": np.arange(first, first + count, dtype=np.int64)}
+    numbers |= {name: values[first : first + count] for name, values in master.ids.items()}
+    for name, values in numbers.items():
+        if name not in group:
+            group.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
+
+
+def _write_process(entry: h5py.Group, master: Master, program: Program, result: Applied, first: int) -> None:
+    """What was done, so that it can be done again."""
+    formula = master.calibration.formula
+    name = names.PROCESS_PATH.rsplit("/", 1)[-1]
+    number = 1
+    while f"{name}_{number}" in entry or (number == 1 and name in entry):
+        number += 1
+    process = new_group(entry, name if number == 1 else f"{name}_{number}", names.PROCESS)
+    field(process, "program", "gaincal")
+    field(process, "version", __version__)
+    field(process, "date", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    field(process, "sequence_index", np.int32(number))
+    parameters = new_group(process, "parameters", names.PARAMETERS)
+    fill = np.nan if program.fill is None else program.fill
+    facts: dict[str, Any] = {
+        "formula": f"{formula.name} version {formula.version}",
+        "formula_digest": formula.digest,
+        "calibration_checksum": master.stored.checksum,
+        "calibration": master.located.group.path,
+        "master": master.resolver.master.name,
+        "output": result.output,
+        "units": result.units,
+        "dtype": result.dtype,
+        "flagged_value": np.dtype(program.dtype).type(fill),
+        "first_frame": np.int64(first),
+        "frames": np.int64(result.frames),
+        "missing_frames": np.int64(result.missing_frames),
+    }
+    facts |= {n: a for n, a in master.calibration.arrays.items() if a.size == 1 and n not in master.stored.constants}
+    for key, value in facts.items():
+        field(parameters, key, value)
+    counts = new_group(process, "flags", names.PARAMETERS)
+    counts.create_dataset("name", data=np.array([n.encode() for n in result.flags], "S63"))
+    counts.create_dataset("pixels", data=np.array(list(result.flags.values()), np.int64))
+
+
