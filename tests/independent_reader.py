@@ -15,7 +15,7 @@ LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 def read(path: str, output: str | None = None, dtype: str | None = None, frames: slice = slice(None)) -> tuple:
     """Return (values, uint32 flags): of the default output unless named, in the first of its dtypes unless named."""
     with h5py.File(path, "r") as file, np.errstate(all="ignore"):
-        group = find_calibration(file)
+        (group,) = find_calibrations(file)  # of two none is the right one, and this line fails
         check(group)
         real = np.dtype(group["formula/compute_dtype"][0].decode())
         known, gone = load(group, real)
@@ -29,12 +29,12 @@ def read(path: str, output: str | None = None, dtype: str | None = None, frames:
                 return tuple(array[frames] for array in deliver(row, rows(group["flags"]), known, gone))
     raise ValueError(f"{path} has no output {output} {dtype}, or an input that it needs is not there")
 
-def find_calibration(file: h5py.File) -> h5py.Group:
-    groups = [file]
-    for kind in (b"NXentry", b"NXinstrument", b"NXdetector"):
-        groups = [g for parent in groups for g in parent.values() if np.bytes_(g.attrs.get("NX_class", "")) == kind]
-    (only,) = next(detector["calibration"] for detector in groups if "calibration" in detector).values()
-    return only  # of two calibrations none is the right one: the line above fails
+def members(groups: list[h5py.Group], nx_class: bytes) -> list[h5py.Group]:
+    return [item for g in groups for item in g.values() if np.bytes_(item.attrs.get("NX_class", "")) == nx_class]
+
+def find_calibrations(file: h5py.File) -> list[h5py.Group]:
+    detectors = members(members(members([file], b"NXentry"), b"NXinstrument"), b"NXdetector")
+    return members([next(d["calibration"] for d in detectors if "calibration" in d)], b"NXcalibration")
 
 def check(group: h5py.Group) -> None:
     fields, total = {}, sha256()

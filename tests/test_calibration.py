@@ -200,7 +200,10 @@ def test_labels_and_plain_values_go_with_the_frames(frames: slice) -> None:
     np.testing.assert_array_equal(value, words[frames] * factor * 2.0 + np.arange(24).reshape(4, 6))
 
 
-@pytest.mark.parametrize("window", [(slice(1, 3), slice(2, 6)), (slice(0, 4, 2), slice(5, 6)), (slice(2, 2), slice(0, 6))])
+WINDOWS = [(slice(1, 3), slice(2, 6)), (slice(0, 4, 2), slice(5, 6)), (slice(2, 2), slice(0, 6))]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
 def test_a_window_gives_the_pixels_of_the_whole(window: tuple[slice, slice]) -> None:
     bound = jungfrau(inputs={"pixel_mask": np.eye(4, 6, dtype=np.uint32)})
     program = bound.program()
@@ -219,7 +222,7 @@ def test_words_that_lack_are_named() -> None:
 
 
 def test_constants_that_lack_are_named() -> None:
-    with pytest.raises(BindError, match="^formula 'jungfrau' needs raw, pedestal, gain$"):
+    with pytest.raises(BindError, match=r"^formula 'jungfrau' needs raw, pedestal, gain$"):
         bind(get("jungfrau"), LAYOUT, {}, {}, {})
 
 
@@ -282,7 +285,7 @@ def test_every_axis_has_labels(labels: tuple[tuple[int, ...], ...]) -> None:
 
 
 def test_a_constant_without_axes_has_no_labels() -> None:
-    with pytest.raises(BindError, match="^scale has labels for 1 axes, expected none$"):
+    with pytest.raises(BindError, match=r"^scale has labels for 1 axes, expected none$"):
         extra(scale=ConstantMap(np.ones(1), ((0,),)))
 
 
@@ -293,7 +296,8 @@ def test_a_real_constant_is_of_numbers(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64", "S3"])
 def test_an_integer_input_is_of_integers(dtype: str) -> None:
-    refused("^pixel_mask is .*, which does not fit the declared uint32$", inputs={"pixel_mask": np.zeros((4, 6), dtype)})
+    mask = np.zeros((4, 6), dtype)
+    refused("^pixel_mask is .*, which does not fit the declared uint32$", inputs={"pixel_mask": mask})
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(-1, "int8"), (-1, "int64"), (2**32, "int64"), (2**63, "uint64")])
@@ -304,7 +308,7 @@ def test_an_integer_that_does_not_fit_is_refused(value: int, dtype: str) -> None
 
 
 def test_an_integer_constant_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(BindError, match="^count is int64, which does not fit the declared uint8$"):
+    with pytest.raises(BindError, match=r"^count is int64, which does not fit the declared uint8$"):
         extra(count=ConstantMap(np.full((4, 6), 256), ()))
 
 
@@ -326,8 +330,7 @@ def test_words_that_are_reals_are_bound() -> None:
     assert bind(Formula.from_toml(text), LAYOUT, words, {}, maps).words == ("raw",)
 
 
-def test_arrays_of_a_calibration_do_not_follow_those_of_the_caller() -> None:
-    values = np.ones((3, 4, 6), np.float32)
-    bound = jungfrau(gain=ConstantMap(values, STAGES))
-    values[:] = 7
-    assert (bound.arrays["gain"] == 1).all() or not bound.arrays["gain"].flags.writeable
+def test_arrays_of_a_calibration_cannot_be_written() -> None:
+    bound = jungfrau(gain=ConstantMap(np.ones((3, 4, 6), np.float32), STAGES))
+    with pytest.raises(ValueError, match="read-only"):
+        bound.arrays["gain"][0, 0, 0] = 7

@@ -175,7 +175,8 @@ class Grammar:
             return self.leaf("integer", unit)
         match self.rng.randrange(9):
             case 0:
-                return (self.rng.choice(("add", "subtract", "min", "max")), self.integer(unit, d), self.integer(unit, d))
+                operation = self.rng.choice(("add", "subtract", "min", "max"))
+                return (operation, self.integer(unit, d), self.integer(unit, d))
             case 1:
                 return ("multiply", self.integer(unit, d), str(self.rng.randrange(-20, 20)))
             case 2:
@@ -335,11 +336,7 @@ def document(
     return "\n".join([*lines, "[outputs]", outputs, "[flags]", flags]) + "\n"
 
 
-TYPES = {
-    name: kind
-    for name, kind in Formula.from_toml(document({})).checked.types.items()
-    if name != "base"
-}
+TYPES = {name: kind for name, kind in Formula.from_toml(document({})).checked.types.items() if name != "base"}
 
 
 def read_steps(text: str) -> list[Step]:
@@ -379,13 +376,16 @@ def grammatical(rng: Random) -> str:
     return Writer(rng).write(Grammar(rng).expression(kind, unit, rng.randrange(1, 5)))
 
 
+_COMMON = "+ - * / < <= > >= == != ( ) ( ) [ ] , , 0 1 2 14 -1 1.0 0.5 1e5 0x1F"
+_FOREIGN = "= ! . ** // % & | ^ ~ : ; { } @ # ' \" \\ if else None lambda unknown energy.1"
+_NUMBERS = "1e999 0x 01 1. .5 1_0 9007199254740992 9007199254740993 2raw"
 _SOUP = (
     *[n.text for n in NAMES] * 3,
     *TABLES,
     *OPERATIONS,
-    *"+ - * / < <= > >= == != ( ) ( ) [ ] , , 0 1 2 14 -1 1.0 0.5 1e5 0x1F".split() * 3,
-    *"= ! . ** // % & | ^ ~ : ; { } @ # ' \" \\ if else None lambda".split(),
-    *"1e999 0x 01 1. .5 1_0 9007199254740992 9007199254740993 2raw unknown energy.1".split(),
+    *_COMMON.split() * 3,
+    *_FOREIGN.split(),
+    *_NUMBERS.split(),
 )
 
 
@@ -395,7 +395,10 @@ def soup(rng: Random) -> str:
 
 
 _CHARACTERS = "abcxyzRAW0123456789.eE+-*/<>=!()[],_ \t\n\r\0\x1b\x7f\"'\\#&|%^~$@`;:?{}"
-_ODD = "\u00a0\u00b2\u0660\u0661\uff11\u00e9\u03b1\u0430\u2212\u00d7\u200b\u202e\ufeff\ud800\udfff\U0001f600\u2028\x85\ufb01"
+_ODD = (
+    "\u00a0\u00b2\u0660\u0661\uff11\u00e9\u03b1\u0430\u2212\u00d7"
+    "\u200b\u202e\ufeff\ud800\udfff\U0001f600\u2028\x85\ufb01"
+)
 
 
 def mutated(rng: Random, characters: str = _CHARACTERS) -> str:

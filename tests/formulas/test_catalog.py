@@ -47,5 +47,5 @@ def test_every_formula_is_written_in_its_own_words(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "Jungfrau", "jungfrau.toml", "../jungfrau", "__init__", "/etc/passwd", "\0"])
 def test_another_name_is_refused_with_those_there_are(name: str) -> None:
     for function in (catalog.get, catalog.source):
-        with pytest.raises(RequestError, match="no formula .*jungfrau"):
+        with pytest.raises(RequestError, match=r"no formula .*jungfrau"):
             function(name)

@@ -18,7 +18,11 @@ BASE = Formula(
     (RAW, Input("photon_energy", (), "keV")),
     (Constant("pedestal", ("stage", "y", "x"), "ADU"),),
     (Table("stage_of_code", (0, 1, -1, 2)),),
-    (Step("adc", "bits", ("raw", "0", "14")), Step("half", "multiply", ("raw", "0.5")), Step("bad", "equal", ("raw", "0"))),
+    (
+        Step("adc", "bits", ("raw", "0", "14")),
+        Step("half", "multiply", ("raw", "0.5")),
+        Step("bad", "equal", ("raw", "0")),
+    ),
     (Output("half", "ADU", "float32", None, True),),
     (Flag("bad", "bad"),),
 )
@@ -113,9 +117,10 @@ def test_counts_end_at_their_limits(kind: str, limit: int) -> None:
 
 
 def test_tables_have_1_to_65536_entries_of_int32() -> None:
-    for entries in ((0,), (0,) * 65_536, (-(2**31), 2**31 - 1)):
+    many = tuple(range(65_536))
+    for entries in ((0,), many, (-(2**31), 2**31 - 1)):
         replace(BASE, tables=(Table("t", entries),))
-    for entries in ((), (0,) * 65_537, (-(2**31) - 1,), (2**31,)):
+    for entries in ((), (*many, 0), (-(2**31) - 1,), (2**31,)):
         assert refusal(BASE, tables=(Table("t", entries),)).where == "tables.t"
 
 
@@ -145,7 +150,9 @@ def test_dims_of_inputs(dims: tuple[str, ...]) -> None:
     assert formula.checked.types["other"].dims == {*dims}
 
 
-@pytest.mark.parametrize("dims", [("y",), ("x", "y"), ("frame", "y"), ("stage",), ("y", "x", "frame"), ("frame", "frame")])
+@pytest.mark.parametrize(
+    "dims", [("y",), ("x", "y"), ("frame", "y"), ("stage",), ("y", "x", "frame"), ("frame", "frame")]
+)
 def test_other_dims_of_inputs_are_refused(dims: tuple[str, ...]) -> None:
     assert refusal(BASE, inputs=(*BASE.inputs, Input("other", dims, "1"))).where.startswith("inputs")
 
@@ -156,7 +163,9 @@ def test_a_formula_without_words_is_refused(dims: tuple[str, ...]) -> None:
     assert (error.where, "no raw words" in error.problem) == ("inputs", True)
 
 
-@pytest.mark.parametrize("dims", [("frame", "y", "y"), ("frame", "frame"), ("frame", "frame", "x"), ("frame", "y", "frame")])
+@pytest.mark.parametrize(
+    "dims", [("frame", "y", "y"), ("frame", "frame"), ("frame", "frame", "x"), ("frame", "y", "frame")]
+)
 def test_the_dims_of_the_words_are_distinct_and_frame_comes_once(dims: tuple[str, ...]) -> None:
     error = refusal(BASE, inputs=(Input("raw", dims, "ADU", "uint16"), BASE.inputs[1]), constants=())
     assert error.where.startswith("inputs")
@@ -182,7 +191,7 @@ def test_any_number_of_pixel_dims(count: int) -> None:
 )
 def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None:
     kind = replace(BASE, constants=(Constant("c", dims, "1"),)).checked.types["c"]
-    assert (kind.axes, kind.dims) == (axes, {*dims} - {*axes})
+    assert (kind.axes, kind.dims) == (axes, frozenset(dims) - {*axes})
 
 
 @pytest.mark.parametrize(
@@ -199,7 +208,8 @@ def test_other_dims_of_constants_are_refused(dims: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 65_535), ("uint32", 2**32 - 1)])
 def test_a_dtype_gives_the_bounds(dtype: str, high: int) -> None:
-    formula = replace(BASE, inputs=(*BASE.inputs, Input("n", (), "1", dtype)), constants=(Constant("c", (), "1", dtype),))
+    inputs = (*BASE.inputs, Input("n", (), "1", dtype))
+    formula = replace(BASE, inputs=inputs, constants=(Constant("c", (), "1", dtype),))
     for name in ("n", "c"):
         kind = formula.checked.types[name]
         assert (kind.kind, kind.low, kind.high) == ("integer", 0, high)
@@ -236,9 +246,10 @@ def test_an_output_is_a_numeric_step(name: str) -> None:
 
 
 def test_an_output_is_declared_in_the_unit_of_its_step() -> None:
-    assert "declared in keV, but the steps give ADU" in refusal(
-        BASE, outputs=(Output("half", "keV", "float32", None, True),)
-    ).problem
+    assert (
+        "declared in keV, but the steps give ADU"
+        in refusal(BASE, outputs=(Output("half", "keV", "float32", None, True),)).problem
+    )
     replace(BASE, outputs=(Output("half", "ADU*keV/keV", "float32", None, True),))
 
 
@@ -353,7 +364,10 @@ def test_integer_literals_end_at_2_to_the_53(sign: str) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("0", 0), ("-7", -7), ("2.0", 2.0), ("1e5", 1e5), ("-1.5E-3", -0.0015), ("x", None), ("01", None), ("", None), ("1.", None)],
+    [
+        *(("0", 0), ("-7", -7), ("2.0", 2.0), ("1e5", 1e5), ("-1.5E-3", -0.0015)),
+        *(("x", None), ("01", None), ("", None), ("1.", None), ("+1", None), ("nan", None)),
+    ],
 )
 def test_a_literal_is_an_integer_or_a_real_by_its_spelling(argument: str, value: float | None) -> None:
     assert (literal_value(argument), type(literal_value(argument))) == (value, type(value))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
 
 from gaincal.errors import FormulaError
 from gaincal.formulas.document import MAX_DOCUMENT
-from gaincal.formulas.formula import Formula, Output
+from gaincal.formulas.formula import Formula, Output, Table
 
 from . import strategies as s
 
@@ -17,6 +19,13 @@ def refusal(text: str) -> FormulaError:
     with pytest.raises(FormulaError) as caught:
         Formula.from_toml(text)
     return caught.value
+
+
+def outcome(text: str) -> FormulaError | Formula:
+    try:
+        return Formula.from_toml(text)
+    except FormulaError as error:
+        return error
 
 
 def edited(old: str, new: str) -> str:
@@ -36,29 +45,25 @@ def test_text_steps_text_steps_is_the_identity(formula: Formula) -> None:
 
 
 def test_nearly_every_random_document_is_a_formula() -> None:
-    accepted = 0
-    for seed in range(200):
-        try:
-            Formula.from_toml(s.random_document(s.Random(seed)))
-            accepted += 1
-        except FormulaError:
-            continue
-    assert accepted >= 190
+    found = [outcome(s.random_document(Random(seed))) for seed in range(200)]
+    assert sum(isinstance(f, Formula) for f in found) >= 190
 
 
 def test_mutated_documents_are_accepted_or_refused_with_the_place() -> None:
-    rng = s.Random(11)
+    rng = Random(11)
     characters = "\"'=[]{}.,#\n\r\t\0 abz019-_\\é\u2028"
     for _ in range(1500):
         text = s.random_document(rng)
         for _ in range(rng.randrange(1, 4)):
             at, size = rng.randrange(len(text)), rng.randrange(1, 8)
-            text = text[:at] + rng.choice((rng.choice(characters), "", text[at : at + size] * 2)) + text[at + size - 1 :]
-        try:
-            Formula.from_toml(text)
-        except FormulaError as error:
-            assert error.where, text
-            assert all(line.isprintable() for line in str(error).split("\n"))
+            new = rng.choice((rng.choice(characters), "", text[at : at + size] * 2))
+            text = text[:at] + new + text[at + size - 1 :]
+        found = outcome(text)
+        if isinstance(found, FormulaError):
+            assert found.where, text
+            assert all(line.isprintable() for line in str(found).split("\n"))
+        else:
+            assert Formula.from_toml(found.to_toml()) == found
 
 
 PLACES = [
@@ -107,8 +112,8 @@ PLACES = [
     ('base = "raw + 1"', "'a.1' = 'raw + 1'", "steps.a.1", "not a name"),
     ('dtype = "float32", default = true', "default = true", "outputs.base.dtype", "is missing"),
     ('dtype = "float32", default = true', "dtype = 'float32', default = 1", "outputs.base.default", "must be a bool"),
-    ('dtype = "float32", default = true', "dtype = 'int16', fill = nan, default = true", "outputs.base.fill", "must be a int"),
-    ('dtype = "float32", default = true', "dtype = 'float32', on = 1, default = true", "outputs.base.on", "unknown key"),
+    ('"float32", default = true', "'int16', fill = nan, default = true", "outputs.base.fill", "must be a int"),
+    ('"float32", default = true', "'float32', on = 1, default = true", "outputs.base.on", "unknown key"),
     (
         'dtype = "float32", default = true',
         "dtype = 'float32', alternatives = { int8 = 1.0 }, default = true",
@@ -143,14 +148,16 @@ def test_every_mistake_is_named_with_its_place(old: str, new: str, where: str, p
     assert str(error).startswith(where)
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing", "[formula]", "[formula]\nname = 'a'\nversion = 1\ntitle = 't'"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "# nothing", "[formula]", "[formula]\nname = 'a'\nversion = 1\ntitle = 't'"]
+)
 def test_an_incomplete_document_is_refused(text: str) -> None:
     assert refusal(text).where
 
 
 @pytest.mark.parametrize(
     "text",
-    ["=", "\0", "[formula", "a = 1\na = 2", "a = \ud800", "\ufeff[formula]", "x = " + "[" * 5000, "x = " + "{a=" * 5000],
+    ["=", "\0", "[formula", "a = 1\na = 2", "a = \ud800", "\ufeff[formula]", "x=" + "[" * 5000, "x=" + "{a=" * 5000],
 )
 def test_what_is_not_toml_is_refused(text: str) -> None:
     assert refusal(text).where == "document"
@@ -187,7 +194,7 @@ def test_a_document_ends_at_its_limit() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 200_000, "a." * 1500 + "b = 1", "\n".join(f"[a{k}.b.c]" for k in range(4000)), "x = '" + "a" * 200_000 + "'"],
+    ["[" * 200_000, "a." * 16_000 + "b = 1", "\n".join(f"[a{k}.b.c]" for k in range(4000)), "#" + "a" * 200_000],
 )
 def test_hostile_documents_are_refused_quickly(text: str) -> None:
     start = time.thread_time()
@@ -197,8 +204,9 @@ def test_hostile_documents_are_refused_quickly(text: str) -> None:
 
 def test_load_reads_a_file(tmp_path: Path) -> None:
     path = tmp_path / "formula.toml"
-    path.write_text(s.document({"energy": "photon_energy * 2"}) + "# µ\n", encoding="utf-8")
-    assert Formula.load(path) == Formula.load(str(path)) == Formula.from_toml(s.document({"energy": "photon_energy * 2"}))
+    source = s.document({"energy": "photon_energy * 2"})
+    path.write_text(f"{source}# \u00b5\n", encoding="utf-8")
+    assert Formula.load(path) == Formula.load(str(path)) == Formula.from_toml(source)
 
 
 def test_load_refuses_what_is_not_utf8(tmp_path: Path) -> None:
@@ -226,9 +234,7 @@ def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("title", ["", 'a "quoted" \\ title', "x" * 200, "~!@#$%^&*()'"])
 def test_titles_survive(title: str) -> None:
-    formula = Formula.from_toml(s.document({}))
-    odd = Formula(formula.name, 1, title, *(getattr(formula, f) for f in ("compute", "inputs", "constants", "tables")),
-                  formula.steps, formula.outputs, formula.flags)
+    odd = replace(Formula.from_toml(s.document({})), title=title)
     assert Formula.from_toml(odd.to_toml()) == odd
 
 
@@ -238,8 +244,8 @@ def test_words_are_compared_in_hexadecimal() -> None:
 
 
 def test_flags_keep_their_order_and_their_steps() -> None:
-    flags = 'zed = { when = "raw == 1 or raw == 2" }\nalso = { when = "zed", voids = false }\nend = { when = "not zed" }'
-    formula = Formula.from_toml(s.document({}, flags=flags))
+    flags = ['zed = { when = "raw == 1 or raw == 2" }', 'also = { when = "zed" }', 'end = { when = "not zed" }']
+    formula = Formula.from_toml(s.document({}, flags="\n".join(flags)))
     assert [f.name for f in formula.flags] == ["zed", "also", "end"]
     assert [f.when for f in formula.flags] == ["zed", "zed", "end"]
     assert [x.name for x in formula.steps] == ["base", "zed.1", "zed.2", "zed", "end"]
@@ -253,10 +259,8 @@ def test_an_output_has_the_name_of_a_named_step() -> None:
 
 
 def test_an_output_may_offer_another_floating_point_dtype() -> None:
-    formula = Formula.from_toml(s.document({}))
     output = Output("base", "ADU", "float32", None, True, (("float64", None),))
-    parts = (formula.compute, formula.inputs, formula.constants, formula.tables, formula.steps)
-    offered = Formula(formula.name, 1, formula.title, *parts, (output,), ())
+    offered = replace(Formula.from_toml(s.document({})), outputs=(output,))
     assert Formula.from_toml(offered.to_toml()) == offered
 
 
@@ -267,9 +271,6 @@ def test_a_step_name_of_63_characters_may_have_any_expression() -> None:
 
 
 def test_a_table_of_65536_entries_can_be_written_and_read() -> None:
-    formula = Formula.from_toml(s.document({}))
-    entries = tuple(range(-(2**31), -(2**31) + 65_536))
-    table = type(formula.tables[0])("large", entries)
-    parts = (formula.compute, formula.inputs, formula.constants, (*formula.tables, table), formula.steps)
-    large = Formula(formula.name, 1, formula.title, *parts, formula.outputs, formula.flags)
+    table = Table("large", tuple(range(-(2**31), -(2**31) + 65_536)))
+    large = replace(Formula.from_toml(s.document({})), tables=(table,))
     assert Formula.from_toml(large.to_toml()) == large

@@ -108,7 +108,7 @@ def test_outputs_are_found_by_name_and_refused_by_name() -> None:
     formula = catalog.get("jungfrau")
     assert formula.output() == formula.output("energy")
     assert formula.output("counts").dtype == "int32"
-    with pytest.raises(RequestError, match="no output 'adc'.*energy, photons, counts"):
+    with pytest.raises(RequestError, match=r"no output 'adc'.*energy, photons, counts"):
         formula.output("adc")
 
 

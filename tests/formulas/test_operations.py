@@ -177,7 +177,9 @@ def test_functions_refuse_units_that_they_cannot_carry(operation: str, unit: Uni
         result(operation, real(unit))
 
 
-@pytest.mark.parametrize(("operation", "other"), [("multiply", real(KEV)), ("power", literal(2)), ("divide", real(ONE / KEV))])
+@pytest.mark.parametrize(
+    ("operation", "other"), [("multiply", real(KEV)), ("power", literal(2)), ("divide", real(ONE / KEV))]
+)
 def test_unit_powers_end_at_64(operation: str, other: Type) -> None:
     start = real(KEV**32) if operation == "power" else real(KEV**63)
     assert result(operation, start, other).unit == KEV**64
@@ -317,7 +319,13 @@ def test_an_index_for_each_named_axis(axes: int) -> None:
             result("select", stack, *[integer()] * count)
 
 
-WHOLES = {"integer": integer(), "whole": real(whole=True), "literal": literal(2.0), "fraction": real(), "half": literal(0.5)}
+WHOLES = {
+    "integer": integer(),
+    "whole": real(whole=True),
+    "literal": literal(2.0),
+    "fraction": real(),
+    "half": literal(0.5),
+}
 
 
 @pytest.mark.parametrize("operation", ["negate", "abs", "min", "max", "clip", "where"])

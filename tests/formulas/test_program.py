@@ -15,6 +15,8 @@ from gaincal.formulas.program import (
     needs,
     program_for_output,
     program_for_step,
+)
+from gaincal.formulas.program import (
     testable_flags as flags_to_test,
 )
 
@@ -101,7 +103,9 @@ def test_an_unknown_output_is_named_with_those_there_are(name: str) -> None:
         program(name=name)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("energy", "float64"), ("energy", "int32"), ("counts", "uint16"), ("counts", "odd")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("energy", "float64"), ("energy", "int32"), ("counts", "uint16"), ("counts", "odd")]
+)
 def test_an_undeclared_dtype_is_named_with_those_there_are(name: str, dtype: str) -> None:
     with pytest.raises(RequestError, match=f"output '{name}' is declared as .*, not {dtype}"):
         program(name=name, dtype=dtype)

@@ -36,9 +36,9 @@ factors = st.builds(
     st.one_of(st.none(), st.integers(-9, 9)),
 )
 texts = st.lists(factors, min_size=1, max_size=6).flatmap(
-    lambda found: st.lists(
-        st.sampled_from("*/"), min_size=len(found) - 1, max_size=len(found) - 1
-    ).map(lambda signs: "".join(itertools.chain(*zip(found, [*signs, ""], strict=True))))
+    lambda found: st.lists(st.sampled_from("*/"), min_size=len(found) - 1, max_size=len(found) - 1).map(
+        lambda signs: "".join(itertools.chain(*zip(found, [*signs, ""], strict=True)))
+    )
 )
 units = texts.map(Unit.parse)
 
@@ -96,7 +96,8 @@ def test_the_empty_product_is_one(text: str) -> None:
     "text",
     [
         *("", " ", "kev", "KEV", "ADU keV", "ADU**2", "ADU^", "ADU^^2", "ADU^2.0", "2", "ADU*", "/keV", "*"),
-        *("ADU//keV", "ADU·keV", "(ADU)", "ADU^+2", "ADU ", "\nADU", "ADU\n", "ADU^\u0662", "µm", "mm", "\0", "ADU^100"),
+        *("ADU//keV", "ADU\u00b7keV", "(ADU)", "ADU^+2", "ADU ", "\nADU"),
+        *("ADU\n", "ADU^\u0662", "\u00b5m", "mm", "\0", "ADU^100"),
     ],
 )
 def test_what_is_no_product_of_symbols_is_refused(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.formulas.formula import Formula
+from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.formulas.program import Labels, Program, program_for_output
 from gaincal.kernels import blocks, reference
 
@@ -25,7 +25,13 @@ SPECIALS = (
 
 def bits(array: Array) -> Array:
     """The array as unsigned integers of the same size: what must be equal."""
-    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    unsigned: Array = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+    return unsigned
+
+
+def items(owner: Formula | Program) -> list[Input | Constant]:
+    """Inputs and constants, in order."""
+    return [*owner.inputs, *owner.constants]
 
 
 def shuffled(values: Sequence[float], size: int, dtype: str, seed: int = 0) -> Array:
@@ -33,7 +39,8 @@ def shuffled(values: Sequence[float], size: int, dtype: str, seed: int = 0) -> A
     rng = np.random.default_rng(seed)
     drawn = np.concatenate([np.arange(len(values))[:size], rng.integers(0, len(values), max(0, size - len(values)))])
     with np.errstate(over="ignore"):
-        return np.array(values, np.float64)[rng.permutation(drawn)].astype(dtype)
+        chosen: Array = np.array(values, np.float64)[rng.permutation(drawn)].astype(dtype)
+    return chosen
 
 
 def declare(
@@ -63,11 +70,9 @@ def declare(
     return Formula.from_toml("\n".join(lines))
 
 
-def program_of(
-    formula: Formula, labels: Mapping[str, Labels] | None = None, flagged: float | None = None
-) -> Program:
+def program_of(formula: Formula, labels: Mapping[str, Labels] | None = None, flagged: float | None = None) -> Program:
     """Program of the default output, with everything given."""
-    given = frozenset(item.name for item in (*formula.inputs, *formula.constants))
+    given = frozenset(item.name for item in items(formula))
     return program_for_output(formula, labels or {}, given, flagged=flagged)
 
 
@@ -104,7 +109,7 @@ def assert_same_bits(
 def expression(text: str, x: Array, compute: str = "float64", **others: Array) -> Array:
     """An expression of reals by the reference, in its compute type; logical as 0 and 1, NaN wherever not finite."""
     inputs: dict[str, tuple[str, str | None]] = {"x": ("frame x", None)}
-    inputs |= {name: ("frame x", None) for name in others}
+    inputs |= dict.fromkeys(others, ("frame x", None))
     formula = declare({"v": text}, inputs=inputs, compute=compute, dtype=compute)
     arrays = {name: a.astype(compute)[None] for name, a in {"x": x, **others}.items()}
     value: Array = reference.evaluate(program_of(formula), arrays)[0][0]

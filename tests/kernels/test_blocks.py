@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -197,13 +196,13 @@ def test_a_constant_lacking_a_plane_is_refused(name: str) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(value: Array) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="result must be|is uint|is float|unpack"):
         blocks.evaluate(staged(), arrays_for(4, 30), value)
 
 
 @pytest.mark.parametrize("flags", [np.empty((4, 30), np.int32), np.empty((4, 29), np.uint32), np.empty(120, np.uint32)])
 def test_flags_that_do_not_fit_are_refused(flags: Array) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="result must be"):
         blocks.evaluate(staged(), arrays_for(4, 30), np.empty((4, 30), np.float32), flags)
 
 
@@ -211,7 +210,7 @@ def test_flags_that_do_not_fit_are_refused(flags: Array) -> None:
 def test_a_result_that_cannot_be_written_is_refused(which: str) -> None:
     results: dict[str, Array] = {"value": np.zeros((4, 30), np.float32), "flags": np.zeros((4, 30), np.uint32)}
     results[which].flags.writeable = False
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="result"):
         blocks.evaluate(staged(), arrays_for(4, 30), results["value"], results["flags"])
     assert not results[which].any()
 
@@ -255,14 +254,10 @@ def _child(queue: multiprocessing.Queue[bool]) -> None:
     queue.put(True)
 
 
-@pytest.fixture
-def fork() -> Iterator[multiprocessing.context.ForkContext]:
-    yield multiprocessing.get_context("fork")
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.usefixtures("small_tasks")
-def test_a_forked_child_has_a_pool_of_its_own(fork: multiprocessing.context.ForkContext) -> None:
+def test_a_forked_child_has_a_pool_of_its_own() -> None:
+    fork = multiprocessing.get_context("fork")
     assert_same_bits(staged(), arrays_for(5, 100), (5, 100), 2)
     queue = fork.Queue()
     child = fork.Process(target=_child, args=(queue,))

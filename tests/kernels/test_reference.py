@@ -36,7 +36,8 @@ def decimal(function: Callable[[Decimal], Decimal], x: Array) -> list[Decimal]:
 def exponents(dtype: str) -> Array:
     least, most = (-103.0, 88.7) if dtype == "float32" else (-744.0, 709.7)
     rng = np.random.default_rng(2)
-    return np.concatenate([rng.uniform(least, most, 600), rng.normal(0, 1, 300), rng.normal(0, 1e-9, 100)]).astype(dtype)
+    parts = [rng.uniform(least, most, 600), rng.normal(0, 1, 300), rng.normal(0, 1e-9, 100)]
+    return np.concatenate(parts).astype(dtype)
 
 
 def positives(dtype: str) -> Array:
@@ -240,9 +241,7 @@ def test_an_integer_result_is_limited_to_what_is_not_the_fill(dtype: str, fill: 
     least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
     end = least if fill == "low" else most
     inner = (least + 1, most) if fill == "low" else (least, most - 1)
-    formula = declare(
-        {"v": "trunc(x)"}, inputs={"x": ("frame x", None)}, dtype=dtype, fill=end, compute=compute
-    )
+    formula = declare({"v": "trunc(x)"}, inputs={"x": ("frame x", None)}, dtype=dtype, fill=end, compute=compute)
     ends = np.array([least - 1, least, least + 1, most - 1, most, most + 1], np.float64)
     with np.errstate(over="ignore"):
         x = np.concatenate([SPECIALS, ends]).astype(compute)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import Array, assert_same_bits, declare, program_of
+from helpers import Array, assert_same_bits, declare, items, program_of
 
 from gaincal.formulas.catalog import get
 from gaincal.formulas.program import Labels, Program, program_for_output
@@ -42,7 +42,7 @@ def check(program: Program) -> None:
 
 def test_jungfrau_assumes_the_word_below_the_first_switch() -> None:
     formula = get("jungfrau")
-    given = frozenset(i.name for i in (*formula.inputs, *formula.constants))
+    given = frozenset(item.name for item in items(formula))
     labels: dict[str, Labels] = {"gain": ((0, 1, 2),), "pedestal": ((0, 1, 2),)}
     shortcut = find_shortcut(program_for_output(formula, labels, given))
     assert shortcut is not None

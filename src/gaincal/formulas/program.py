@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gaincal.errors import RequestError
 from gaincal.formulas.checks import INTEGER_OUTPUTS, literal_value
 from gaincal.formulas.formula import Constant, Flag, Formula, Input, Step, Table
-from gaincal.formulas.operations import Type
+from gaincal.formulas.operations import NO_STAGE, Type
 
 NO_VALUE_BIT, CLIPPED_BIT, MISSING_BIT = 29, 30, 31
 RESERVED_FLAGS = {"no_value": NO_VALUE_BIT, "clipped": CLIPPED_BIT, "missing": MISSING_BIT}
@@ -114,9 +114,12 @@ def program_for_output(
 
 
 def program_for_step(formula: Formula, labels: Mapping[str, Labels], name: str, dtype: str) -> Program:
-    """Program that delivers an integer step or a words input as it is, in `dtype`, without flags."""
+    """Program that delivers an integer step or a words input as it is, in `dtype`, without flags.
+
+    Where words are missing a signed result is -1 ('no stage'), an unsigned one 0.
+    """
     low, high = INTEGER_OUTPUTS[dtype]
-    return _program(formula, labels, name, dtype, None, (low, high), [], False)
+    return _program(formula, labels, name, dtype, NO_STAGE if low < 0 else 0, (low, high), [], False)
 
 
 def _limits(dtype: str, fill: int | None) -> tuple[int, int] | None:

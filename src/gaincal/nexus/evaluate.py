@@ -80,7 +80,7 @@ class Evaluation:
         flat = None if flags is None else flags.reshape(shape)
         if 0 not in shape:
             blocks.evaluate(self.program, arrays, values.reshape(shape), flat, self.threads)
-        if missing is not None and self.program.voiding:
+        if missing is not None:
             values[missing] = np.nan if self.program.fill is None else self.program.fill
             if flags is not None:
                 flags[missing] = np.uint32(1 << MISSING_BIT)

@@ -91,7 +91,7 @@ def write_master(
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
     checksum = _write_calibration(detector, raw_path, content)
-    lacking = missing_metadata(entry)
+    lacking = missing_metadata(entry.__contains__, detector.name.removeprefix(f"{entry.name}/"))
     if lacking:
         notes.append("NXmx needs, and nobody stated: " + ", ".join(lacking))
     return checksum, notes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -78,10 +78,22 @@ def parse_number(name: str, text: str) -> float:
     return number
 
 
-def missing_metadata(entry: h5py.Group) -> list[str]:
-    """Facts that NXmx requires (or a reader cannot do without) and an entry does not have."""
-    lacking = [n for n, k in METADATA.items() if k.required and k.path and k.path not in entry]
-    if names.MODULE not in entry["instrument/detector"]:
+def missing_metadata(has: Callable[[str], bool], detector: str = "instrument/detector") -> list[str]:
+    """Facts that NXmx requires (or a reader cannot do without) and an entry does not have.
+
+    Parameters
+    ----------
+    has : callable (path) -> bool
+        Whether the entry has something at a path relative to it.
+    detector : str
+        Relative path of the detector.
+    """
+    lacking = []
+    for name, known in METADATA.items():
+        path = known.path.replace("instrument/detector", detector)
+        if known.required and path and not has(path):
+            lacking.append(name)
+    if not any(has(f"{detector}/{place}") for place in ("depends_on", names.MODULE)):
         lacking += [n for n in GEOMETRY if n not in lacking]
     return lacking
 

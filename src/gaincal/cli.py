@@ -1,0 +1,347 @@
+"""The command line; every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gaincal._version import __version__
+from gaincal.errors import GaincalError, OutputError, RequestError, one_line
+
+FINDINGS_EXIT = 8
+
+
+class _Commands(click.Group):
+    """Turns errors into one line and an exit code; a traceback only with --debug."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (GaincalError, OSError, MemoryError) as error:
+            if context.params.get("debug"):
+                raise
+            text = str(error) if isinstance(error, GaincalError) else one_line(f"{type(error).__name__}: {error}")
+            click.echo(f"gaincal: {text}", err=True)
+            context.exit(error.exit_code if isinstance(error, GaincalError) else OutputError.exit_code)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="gaincal")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:
+    """Raw detector words, with the formula that calibrates them, calibrated when somebody reads.
+
+    \b
+    Exit codes: 0 done; 1 other error; 2 wrong request; 3 formula; 4 file; 5 file not trusted;
+    6 formula and data do not fit; 7 output not written; 8 validate found errors.
+    """
+
+
+def _trust(command: Any) -> Any:
+    option = click.option(
+        "--trust-dir", "trust", multiple=True, metavar="DIR", help="Files below DIR may be opened, too. Repeatable."
+    )
+    return option(command)
+
+
+def _as_json(command: Any) -> Any:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")(command)
+
+
+def _pairs(values: Iterable[str], option: str) -> dict[str, str]:
+    """NAME=VALUE arguments as a dict."""
+    pairs: dict[str, str] = {}
+    for value in values:
+        name, separator, text = value.partition("=")
+        if not separator or not name or not text:
+            raise RequestError(f"{option} {value}: write NAME=VALUE")
+        if name in pairs:
+            raise RequestError(f"{option} {name} is given twice")
+        pairs[name] = text
+    return pairs
+
+
+def _print_json(content: Any) -> None:
+    click.echo(json.dumps(content, indent=2, default=str))
+
+
+@main.command()
+@click.argument("raw", metavar="RAW[::/PATH]")
+@click.option("-o", "--output", metavar="MASTER", help="The master file to write.")
+@click.option("--in-place", is_flag=True, help="Put the calibration into the raw file (through a copy).")
+@click.option("--formula", required=True, metavar="NAME|FILE", help="A formula of the catalogue, or a TOML file.")
+@click.option("--constant", multiple=True, metavar="NAME=FILE[::/PATH]", help="A constant of the formula. Repeatable.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An input (photon_energy) or metadata.")
+@click.option("--mask", metavar="FILE[::/PATH]", help="Bad-pixel mask: true/false or NXmx bits.")
+@click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
+@click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing master.")
+@_trust
+@_as_json
+def embed(
+    raw: str,
+    output: str | None,
+    in_place: bool,
+    formula: str,
+    constant: tuple[str, ...],
+    settings: tuple[str, ...],
+    mask: str | None,
+    ids: tuple[str, ...],
+    copy_raw: bool,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Put a formula and its constants into a new master that links RAW (or into RAW itself).
+
+    Constants: HDF5 (PSI's /gains, or a dataset you name), .npy, or PSI's .bin gain maps.
+    """
+    from gaincal.embed import embed as run
+
+    if not in_place and output is None:
+        raise RequestError("say where to write: -o MASTER, or --in-place")
+    done = run(
+        raw,
+        output,
+        formula=formula,
+        constants=_pairs(constant, "--constant"),
+        settings=_pairs(settings, "--set"),
+        mask=mask,
+        ids=_pairs(ids, "--id"),
+        copy_raw=copy_raw,
+        in_place=in_place,
+        overwrite=overwrite,
+        trust=trust,
+    )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    click.echo(f"{done.path}: outputs {', '.join(done.outputs) or 'none'}")
+    for note in done.notes:
+        click.echo(f"note: {one_line(note)}", err=True)
+
+
+def _range(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int | None, int | None] | None:
+    if value is None:
+        return None
+    first, separator, stop = value.partition(":")
+    try:
+        if separator:
+            return (int(first) if first else None, int(stop) if stop else None)
+    except ValueError:
+        pass
+    raise click.BadParameter("write A:B, A: or :B", context, parameter)
+
+
+def _flagged(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return 0.0 if value == "zero" else float(value)
+    except ValueError:
+        raise click.BadParameter("nan, zero or a number", context, parameter) from None
+
+
+@main.command()
+@click.argument("master")
+@click.option("-o", "target", metavar="OUT", help="The file to write; default: MASTER_OUTPUT.nxs beside the master.")
+@click.option("--output", metavar="NAME", help="Output of the formula; its default one if not given.")
+@click.option("--dtype", metavar="T", help="One of the dtypes that the output declares.")
+@click.option("--flagged", callback=_flagged, metavar="nan|zero|NUMBER", help="Value of flagged pixels.")
+@click.option("--frames", callback=_range, metavar="A:B", help="Only frames A to B - 1.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Threads; default: all this process may use.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@_trust
+@_as_json
+def apply(
+    master: str,
+    target: str | None,
+    output: str | None,
+    dtype: str | None,
+    flagged: float | None,
+    frames: tuple[int | None, int | None] | None,
+    settings: tuple[str, ...],
+    calibration: str | None,
+    jobs: int | None,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write the calibrated frames of MASTER as a standard NXmx file."""
+    from gaincal.apply import apply as run
+    from gaincal.nexus.write import parse_number
+    from gaincal.progress import progress
+
+    inputs = {name: parse_number(name, text) for name, text in _pairs(settings, "--set").items()}
+    with progress("apply", "frames") as advance:
+        done = run(
+            master,
+            target,
+            output=output,
+            dtype=dtype,
+            flagged=flagged,
+            frames=frames,
+            inputs=inputs,
+            calibration=calibration,
+            jobs=jobs,
+            overwrite=overwrite,
+            trust=trust,
+            progress=advance,
+        )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    click.echo(f"{done.path}: {done.frames} frames of {done.output} ({done.units}) as {done.dtype}")
+    total = done.frames * done.pixels
+    for name, count in done.flags.items():
+        if count:
+            click.echo(f"  {name:20} {count:12} pixels  {100 * count / total:.4f} %")
+    if done.missing_frames:
+        click.echo(f"  {done.missing_frames} frames are missing entirely")
+    if done.not_tested:
+        click.echo(f"  not tested: {', '.join(done.not_tested)}")
+
+
+@main.command()
+@click.argument("file")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@_trust
+@_as_json
+def info(file: str, calibration: str | None, trust: tuple[str, ...], as_json: bool) -> None:
+    """Say what FILE holds: words, formula, constants, outputs, flags."""
+    from gaincal.inspect import info as run
+
+    found = run(file, calibration=calibration, trust=trust)
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo("\n".join(one_line(line) for line in _info_lines(found)))
+
+
+def _info_lines(found: dict[str, Any]) -> list[str]:
+    if found["calibration"] is None:
+        lines = [f"{found['file']}: no calibration; its largest datasets:"]
+        return lines + [f"  {d['path']}  {d['dtype']} {tuple(d['shape'])}" for d in found["datasets"]]
+    formula = found["formula"]
+    lines = [f"{found['file']}", f"  calibration {found['calibration']}  {found['checksum'][:23]}..."]
+    lines += [f"  further calibrations: {', '.join(found['others'])}"] if found["others"] else []
+    lines += [f"  formula     {formula['name']} version {formula['version']}, {formula['compute']}: {formula['title']}"]
+    for raw in found["raw"]:
+        checked = "with checksums" if raw["checksummed"] else "unchecked (no checksums)"
+        lines.append(f"  {raw['name']:11} {raw['dtype']} {tuple(raw['shape'])}, {', '.join(raw['storage'])}, {checked}")
+        lines.append(f"              {raw['path']}")
+        if raw["gaps"] or raw["unwritten_chunks"]:
+            lines.append(f"              missing: {raw['gaps']} parts, {raw['unwritten_chunks']} chunks never written")
+    for output in found["outputs"]:
+        state = "" if output["available"] else f"  not available: needs {', '.join(output['lacking'])}"
+        mark = " (default)" if output["default"] else ""
+        lines.append(f"  output      {output['name']} [{output['units']}] {' or '.join(output['dtypes'])}{mark}{state}")
+    for name, value in found["inputs"].items():
+        lines.append(f"  input       {name} = {'not given' if value is None else value}")
+    for constant in found["constants"]:
+        bad = f", {constant['not_finite']} not finite" if constant["not_finite"] else ""
+        lines.append(f"  constant    {constant['name']} [{constant['units']}] {tuple(constant['shape'])}{bad}")
+        lines.append(f"              from {constant['source']}")
+    flags = ", ".join(f["name"] + ("" if f["tested"] else " (not tested)") for f in found["flags"])
+    lines.append(f"  flags       {flags}")
+    lines += [f"  ids         {name}: {low} to {high}" for name, (low, high) in found["ids"].items()]
+    if found["metadata_missing"]:
+        lines.append(f"  not stated  {', '.join(found['metadata_missing'])}")
+    return lines
+
+
+@main.command()
+@click.argument("file")
+@_trust
+@_as_json
+def validate(file: str, trust: tuple[str, ...], as_json: bool) -> None:
+    """List everything that is wrong with FILE, with a stable code, the place and a remedy."""
+    from gaincal.inspect import ERROR
+    from gaincal.inspect import validate as run
+    from gaincal.progress import progress
+
+    with progress("validate", "datasets") as advance:
+        findings = run(file, trust=trust, progress=advance)
+    if as_json:
+        _print_json([asdict(f) for f in findings])
+    else:
+        for f in findings:
+            remedy = f" -> {f.remedy}" if f.remedy else ""
+            click.echo(one_line(f"{f.severity:8} {f.code:20} {f.place}: {f.problem}{remedy}"))
+        click.echo(f"{sum(f.severity == ERROR for f in findings)} errors, {len(findings)} findings")
+    if any(f.severity == ERROR for f in findings):
+        sys.exit(FINDINGS_EXIT)
+
+
+@main.group()
+def formula() -> None:
+    """List, show and check formulas."""
+
+
+@formula.command("list")
+@_as_json
+def formula_list(as_json: bool) -> None:
+    """The formulas that gaincal brings along."""
+    from gaincal.formulas import catalog
+
+    found = [catalog.get(name) for name in catalog.names()]
+    if as_json:
+        _print_json([{"name": f.name, "version": f.version, "title": f.title, "digest": f.digest} for f in found])
+    else:
+        click.echo("\n".join(f"{f.name:20} {f.title}" for f in found))
+
+
+@formula.command("show")
+@click.argument("name_or_file")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@_trust
+def formula_show(name_or_file: str, calibration: str | None, trust: tuple[str, ...]) -> None:
+    """The text of a formula of the catalogue, of a TOML file, or of a NeXus file."""
+    from gaincal.formulas import catalog
+    from gaincal.formulas.formula import Formula
+
+    if name_or_file in catalog.names():
+        click.echo(catalog.source(name_or_file), nl=False)
+    elif name_or_file.endswith(".toml"):
+        click.echo(Formula.load(name_or_file).to_toml(), nl=False)
+    else:
+        from gaincal.inspect import stored_formula
+
+        click.echo(stored_formula(name_or_file, calibration=calibration, trust=trust).to_toml(), nl=False)
+
+
+@formula.command("check")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@_as_json
+def formula_check(file: Path, as_json: bool) -> None:
+    """Check a formula in a TOML file; says where and what is wrong."""
+    from gaincal.formulas.formula import Formula
+
+    found = Formula.load(file)
+    if as_json:
+        _print_json({"name": found.name, "version": found.version, "digest": found.digest})
+    else:
+        outputs = ", ".join(f"{o.name} [{o.units}]" for o in found.outputs)
+        click.echo(f"{file}: formula '{found.name}' is good: {len(found.steps)} steps; outputs {outputs}")
+
+
+@main.command()
+@click.option("-o", "directory", default="gaincal-demo", metavar="DIR", help="Where to write; default: gaincal-demo.")
+@click.option("--frames", type=click.IntRange(1, 10_000), default=40, show_default=True, help="How many frames.")
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier demo.")
+def demo(directory: str, frames: int, overwrite: bool) -> None:
+    """Simulate a small JUNGFRAU run, embed, apply, and draw it."""
+    from gaincal.demo import demo as run
+    from gaincal.progress import progress
+
+    with progress("demo", "frames") as advance:
+        lines = run(Path(directory), frames=frames, overwrite=overwrite, progress=advance)
+    click.echo("\n".join(lines))

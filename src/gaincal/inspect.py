@@ -1,0 +1,312 @@
+"""``info`` and ``validate``: what a file holds, and everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+
+from gaincal.errors import FileError, GaincalError
+from gaincal.formulas.formula import Formula
+from gaincal.formulas.program import needs
+from gaincal.nexus import names
+from gaincal.nexus.fields import attribute_text
+from gaincal.nexus.group import read_calibration
+from gaincal.nexus.read import Master, choose, locate, of_class, open_master
+from gaincal.nexus.trust import Place, Resolver, reading
+from gaincal.nexus.words import Words
+from gaincal.nexus.write import missing_metadata
+from gaincal.sources.files import datasets
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+MAX_LISTED = 20
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that `validate` noticed.
+
+    Parameters
+    ----------
+    code : str
+        Stable name, listed in ``docs/reference/findings.md``.
+    severity : {'error', 'warning', 'note'}
+    place : str
+        File and HDF5 path.
+    problem, remedy : str
+    """
+
+    code: str
+    severity: str
+    place: str
+    problem: str
+    remedy: str = ""
+
+
+def info(
+    path: str | os.PathLike[str],
+    *,
+    calibration: str | None = None,
+    trust: Iterable[str | os.PathLike[str]] = (),
+) -> dict[str, Any]:
+    """Describe a file without reading a word of it.
+
+    Parameters
+    ----------
+    path : str or path
+    calibration : str, optional
+        Which calibration, where the file has several.
+    trust : iterable of str or path
+        Directories, beside the file's own, whose files may be opened.
+
+    Returns
+    -------
+    dict
+        Of plain values, ready for JSON: ``calibration`` is None for a file without one, whose
+        datasets are listed instead.
+
+    Raises
+    ------
+    FileError, TrustError, BindError, RequestError
+    """
+    with Resolver(path, trust) as resolver, reading(path):
+        located = locate(resolver)
+        if not located and calibration is None:
+            return {"file": os.fspath(path), "calibration": None, "datasets": _listed(resolver)}
+    master = open_master(path, trust=trust, calibration=calibration)
+    with master.resolver, reading(path):
+        return {
+            "file": os.fspath(path),
+            "calibration": master.located.group.path,
+            "others": [c.name for c in located if c.name != master.located.name],
+            "checksum": master.stored.checksum,
+            "raw": [_describe_words(name, words) for name, words in master.words.items()],
+            "ids": {name: [v.min().item(), v.max().item()] for name, v in master.ids.items() if v.size},
+            **_describe_formula(master),
+            "metadata_missing": _missing_metadata(master),
+        }
+
+
+def stored_formula(
+    path: str | os.PathLike[str],
+    *,
+    calibration: str | None = None,
+    trust: Iterable[str | os.PathLike[str]] = (),
+) -> Formula:
+    """The formula of a file, without looking at its raw data; raises FileError or TrustError."""
+    with Resolver(path, trust) as resolver, reading(path):
+        return read_calibration(resolver, choose(resolver, calibration).group).formula
+
+
+def _listed(resolver: Resolver) -> list[dict[str, Any]]:
+    found = sorted(datasets(resolver), key=lambda p: -(p.item.size or 0))[:MAX_LISTED]
+    return [{"path": p.path, "shape": list(p.item.shape or ()), "dtype": _dtype_name(p)} for p in found]
+
+
+def _dtype_name(place: Place) -> str:
+    try:
+        return str(place.item.dtype)
+    except TypeError:  # a type that h5py cannot express
+        return "?"
+
+
+def _describe_words(name: str, words: Words) -> dict[str, Any]:
+    return {
+        "name": name,
+        "path": f"{words.place.file}::{words.place.path}",
+        "shape": list(words.shape),
+        "dtype": words.dtype.name,
+        "storage": sorted({s.pipeline.describe() for s in words.sources}),
+        "checksummed": all(s.pipeline.checksummed for s in words.sources),
+        "datasets": len(words.sources),
+        "gaps": len(words.gaps),
+        "unwritten_chunks": sum(s.unwritten() for s in words.sources),
+    }
+
+
+def _describe_formula(master: Master) -> dict[str, Any]:
+    calibration = master.calibration
+    formula = calibration.formula
+    tested, available = set(calibration.tested_flags()), set(calibration.available_outputs())
+    return {
+        "formula": {
+            "name": formula.name,
+            "version": formula.version,
+            "title": formula.title,
+            "compute": formula.compute,
+            "digest": formula.digest,
+        },
+        "outputs": [
+            {
+                "name": o.name,
+                "units": o.units,
+                "dtypes": [o.dtype, *(dtype for dtype, _ in o.alternatives)],
+                "default": o.default,
+                "available": o.name in available,
+                "lacking": sorted(needs(formula, o.name) - calibration.given),
+            }
+            for o in formula.outputs
+        ],
+        "flags": [{"name": f.name, "voids": f.voids, "tested": f.name in tested} for f in formula.flags],
+        "inputs": {
+            i.name: _input_value(master, i.name) for i in formula.inputs if i.name not in calibration.words
+        },
+        "constants": [_describe_constant(master, c.name) for c in formula.constants],
+    }
+
+
+def _input_value(master: Master, name: str) -> Any:
+    array = master.calibration.arrays.get(name)
+    if array is None:
+        return None
+    return array.item() if array.size == 1 else f"{array.dtype.name} {array.shape}"
+
+
+def _describe_constant(master: Master, name: str) -> dict[str, Any]:
+    values = master.calibration.arrays[name]
+    declared = next(c for c in master.calibration.formula.constants if c.name == name)
+    return {
+        "name": name,
+        "units": declared.units,
+        "dims": list(declared.dims),
+        "shape": list(values.shape),
+        "labels": [list(axis) for axis in master.calibration.labels.get(name, ())],
+        "not_finite": int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0,
+        "source": master.stored.sources[name],
+    }
+
+
+def _missing_metadata(master: Master) -> list[str]:
+    entry = _entry(master)
+    detector = master.detector.path.removeprefix(f"{entry.path}/")
+    return missing_metadata(lambda path: master.resolver.find(path, entry) is not None, detector)
+
+
+def _entry(master: Master) -> Place:
+    return master.resolver.get("/" + master.detector.path.strip("/").split("/")[0])
+
+
+def validate(
+    path: str | os.PathLike[str],
+    *,
+    trust: Iterable[str | os.PathLike[str]] = (),
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """List everything that is wrong, doubtful or worth knowing about a file.
+
+    Parameters
+    ----------
+    path : str or path
+    trust : iterable of str or path
+        Directories, beside the file's own, whose files may be opened.
+    progress : callable (done, total) -> None, optional
+        Told after every dataset whose chunks were checked.
+
+    Returns
+    -------
+    list of Finding
+        Errors first.
+    """
+    try:
+        with Resolver(path, trust) as resolver, reading(path):
+            found = [c.name for c in locate(resolver)] or [None]
+    except GaincalError as error:
+        return [_finding(error, os.fspath(path))]
+    findings: list[Finding] = []
+    for name in found:
+        findings += _validate_one(path, name, tuple(trust), progress)
+    return sorted(findings, key=lambda f: (ERROR, WARNING, NOTE).index(f.severity))
+
+
+def _validate_one(
+    path: str | os.PathLike[str],
+    name: str | None,
+    trust: tuple[str | os.PathLike[str], ...],
+    progress: Progress | None,
+) -> list[Finding]:
+    try:
+        master = open_master(path, trust=trust, calibration=name)
+    except GaincalError as error:
+        return [_finding(error, os.fspath(path))]
+    with master.resolver:
+        try:
+            with reading(path):
+                return [*_formula_findings(master), *_words_findings(master, progress), *_entry_findings(master)]
+        except GaincalError as error:
+            return [_finding(error, os.fspath(path))]
+
+
+def _finding(error: GaincalError, path: str) -> Finding:
+    if isinstance(error, FileError):
+        place = f"{error.file}::{error.place}" if error.place else error.file
+        return Finding(error.code, ERROR, place, error.problem, error.remedy)
+    return Finding(error.code, ERROR, path, str(error))
+
+
+def _formula_findings(master: Master) -> list[Finding]:
+    calibration, place = master.calibration, f"{master.resolver.named}::{master.located.group.path}"
+    findings = []
+    for output in calibration.formula.outputs:
+        lacking = sorted(needs(calibration.formula, output.name) - calibration.given)
+        if lacking:
+            remedy = f"embed with --set {lacking[0]}=VALUE, or give it when reading"
+            findings.append(Finding("output-unavailable", NOTE, place, f"{output.name} needs {', '.join(lacking)}", remedy))
+    for name in sorted({f.name for f in calibration.formula.flags} - set(calibration.tested_flags())):
+        findings.append(Finding("flag-not-tested", NOTE, place, f"flag {name} is not tested: its inputs are not there"))
+    for constant in calibration.formula.constants:
+        values = calibration.arrays[constant.name]
+        bad = int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0
+        if bad:
+            problem = f"{bad} of {values.size} values are not finite; such pixels are flagged"
+            findings.append(Finding("constant-not-finite", NOTE, f"{place}/{constant.name}", problem))
+    return findings
+
+
+def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
+    findings = []
+    for words in master.words.values():
+        for piece in words.gaps[:MAX_LISTED]:
+            where = f"{words.place.file}::{words.place.path}"
+            problem = f"words from {piece.box[0]}, {piece.box[1]} of them, are missing: {piece.reason}"
+            findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
+        for done, source in enumerate(words.sources, start=1):
+            where = f"{source.place.file}::{source.place.path}"
+            if source.unwritten():
+                problem = f"{source.unwritten()} chunks were never written"
+                findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
+            if not source.pipeline.checksummed:
+                problem = "the words carry no checksum: a flipped bit would go unnoticed"
+                findings.append(Finding("words-unchecked", NOTE, where, problem, "write them with fletcher32"))
+            try:
+                source.check_chunks()
+            except GaincalError as error:
+                findings.append(_finding(error, where))
+            if progress is not None:
+                progress(done, len(words.sources))
+    return findings
+
+
+def _entry_findings(master: Master) -> list[Finding]:
+    findings = []
+    lacking = _missing_metadata(master)
+    if lacking:
+        problem = "NXmx needs, and the file does not state: " + ", ".join(lacking)
+        remedy = f"embed with --set {lacking[0]}=VALUE ..."
+        findings.append(Finding("metadata-missing", WARNING, master.resolver.named, problem, remedy))
+    entry = _entry(master)
+    raw = {(str(s.place.file), h5py.h5o.get_info(s.dataset.id).addr) for w in master.words.values() for s in w.sources}
+    for data in of_class(master.resolver, entry, names.DATA):
+        signal = attribute_text(data, names.SIGNAL_ATTRIBUTE)
+        image = master.resolver.find(signal, data) if signal else None
+        if image is None or not isinstance(image.item, h5py.Dataset):
+            continue
+        if (str(image.file), h5py.h5o.get_info(image.item.id).addr) in raw:
+            problem = f"offers the raw words as its image '{signal}'"
+            remedy = "programs would take them for counts: embed with --in-place"
+            findings.append(Finding("raw-as-image", ERROR, f"{data.file}::{data.path}", problem, remedy))
+    return findings
