@@ -162,7 +162,8 @@ def _copy_entry(file: h5py.File, master: Master, first: int, count: int) -> h5py
     source = master.resolver.get(entry_path)
     detector = master.detector.path
     skip = {
-        f"{detector}/{name}" for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, "bit_depth_readout")
+        f"{detector}/{name}"
+        for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, "bit_depth_readout")
     }
     skip |= {f"{entry_path}/{names.DATA_PATH.rsplit('/', 1)[-1]}"}
     entry = file.create_group(entry_path, track_order=True)
@@ -185,7 +186,12 @@ def _write_frames(
     group.attrs[names.AXES_ATTRIBUTE] = ["."] * len(evaluation.shape)
     entry.attrs[names.DEFAULT_ATTRIBUTE] = group.name.rsplit("/", 1)[-1]
     dataset = group.create_dataset(
-        names.IMAGE, (count, *pixels), evaluation.dtype, chunks=(1, *pixels), fletcher32=True, **_compression(evaluation)
+        names.IMAGE,
+        (count, *pixels),
+        evaluation.dtype,
+        chunks=(1, *pixels),
+        fletcher32=True,
+        **_compression(evaluation),
     )
     tally = _Tally(pixels)
     origin = (0,) * len(pixels)
@@ -305,5 +311,3 @@ def _write_process(entry: h5py.Group, master: Master, program: Program, result: 
     counts = new_group(process, "flags", names.PARAMETERS)
     counts.create_dataset("name", data=np.array([n.encode() for n in result.flags], "S63"))
     counts.create_dataset("pixels", data=np.array(list(result.flags.values()), np.int64))
-
-

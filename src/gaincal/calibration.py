@@ -92,9 +92,7 @@ class Calibration:
         """Flags for which everything is there."""
         return [flag.name for _, flag in testable_flags(self.formula, self.given)]
 
-    def program(
-        self, output: str | None = None, dtype: str | None = None, flagged: float | None = None
-    ) -> Program:
+    def program(self, output: str | None = None, dtype: str | None = None, flagged: float | None = None) -> Program:
         """What computes an output; raises RequestError if it is not to be had."""
         return program_for_output(self.formula, self.labels, self.given, output, dtype, flagged)
 
@@ -137,7 +135,7 @@ class Calibration:
         kinds = dict(program.types)
         count = len(range(*frames.indices(self.layout.frames)))
         arrays = {}
-        for item in (*program.inputs, *program.constants):
+        for item in program.given:
             if item.name in words:
                 arrays[item.name] = words[item.name].reshape(count, -1)
                 continue
@@ -207,9 +205,7 @@ def _check_words(declared: Mapping[str, Input], name: str, dtype: np.dtype[Any])
         raise BindError(f"{name} is {dtype.name}, the formula declares {wanted or 'a real'}")
 
 
-def _bound_input(
-    declared: Mapping[str, Input], name: str, array: Array, formula: Formula, layout: RawLayout
-) -> Array:
+def _bound_input(declared: Mapping[str, Input], name: str, array: Array, formula: Formula, layout: RawLayout) -> Array:
     if name not in declared or _is_word(declared[name]):
         raise BindError(f"formula '{formula.name}' has no input '{name}'")
     item = declared[name]
@@ -226,8 +222,8 @@ def _bound_constant(item: Constant, constant: ConstantMap, formula: Formula, lay
     if len(constant.labels) != len(axes):
         raise BindError(f"{item.name} has labels for {len(constant.labels)} axes, expected {', '.join(axes) or 'none'}")
     for axis, labels in zip(axes, constant.labels, strict=True):
-        if len(set(labels)) != len(labels) or not all(0 <= v <= MAX_LABEL for v in labels):
-            raise BindError(f"{item.name}: labels along {axis} must be different numbers from 0 to {MAX_LABEL}")
+        if not labels or len(set(labels)) != len(labels) or not all(0 <= v <= MAX_LABEL for v in labels):
+            raise BindError(f"{item.name}: labels along {axis} must be one or more different numbers, 0 to {MAX_LABEL}")
     wanted = tuple(len(labels) for labels in constant.labels)
     wanted += layout.pixels if len(item.dims) > len(axes) else ()
     if constant.values.shape != wanted:

@@ -35,7 +35,7 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="gaincal")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(debug: bool) -> None:
-    """Raw detector words, with the formula that calibrates them, calibrated when somebody reads.
+    r"""Raw detector words, with the formula that calibrates them, calibrated when somebody reads.
 
     \b
     Exit codes: 0 done; 1 other error; 2 wrong request; 3 formula; 4 file; 5 file not trusted;
@@ -127,7 +127,9 @@ def embed(
         click.echo(f"note: {one_line(note)}", err=True)
 
 
-def _range(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int | None, int | None] | None:
+def _range(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int | None, int | None] | None:
     if value is None:
         return None
     first, separator, stop = value.partition(":")

@@ -70,7 +70,9 @@ def demo(directory: Path, *, frames: int = 40, overwrite: bool = False, progress
     if not overwrite:
         for name in (RAW, PEDESTAL, GAIN, MASTER, APPLIED, PICTURE):
             if (directory / name).exists():
-                raise OutputError(directory / name, "", "exists already", "choose -o DIR or say --overwrite", code="exists")
+                raise OutputError(
+                    directory / name, "", "exists already", "choose -o DIR or say --overwrite", code="exists"
+                )
     module = make_module()
     _write_constants(directory, module)
     _write_raw(directory / RAW, module, frames, progress)
@@ -107,7 +109,9 @@ def _write_raw(path: Path, module: Module, frames: int, progress: Progress | Non
     with atomic_output(path, overwrite=True) as written:
         group = written.file.create_group("data/JF01T01V01")
         filters = hdf5plugin.Bitshuffle(cname="lz4")
-        words = group.create_dataset("data", (frames, *shape), np.uint16, chunks=(1, *shape), fletcher32=True, **filters)
+        words = group.create_dataset(
+            "data", (frames, *shape), np.uint16, chunks=(1, *shape), fletcher32=True, **filters
+        )
         group.create_dataset("pulse_id", data=FIRST_PULSE + 4 * np.arange(frames, dtype=np.uint64))
         for frame, (image, _) in enumerate(make_frames(module, frames)):
             words[frame] = image
@@ -133,7 +137,9 @@ def _picture(directory: Path) -> list[str]:
         }
         read = {n: Evaluation(master.calibration, master.words, p).read for n, p in programs.items()}
         one = {name: reader(origin, (1, *pixels))[0][0] for name, reader in read.items()}
-        draw(directory / PICTURE, one["raw"], one["stage"], one["photons"], read["photons"](origin, (frames, *pixels))[0])
+        draw(
+            directory / PICTURE, one["raw"], one["stage"], one["photons"], read["photons"](origin, (frames, *pixels))[0]
+        )
     return [f"{directory / PICTURE}: raw, gain stage and calibrated image of a frame, and the photon spectrum"]
 
 
@@ -144,5 +150,3 @@ def _next_steps(directory: Path) -> list[str]:
         f"  gaincal info {directory / MASTER}",
         f"  python -c \"import gaincal; print(gaincal.open_calibrated('{directory / MASTER}', 'photons'))\"",
     ]
-
-

@@ -55,9 +55,7 @@ class FormulaError(GaincalError):
 
     exit_code = 3
 
-    def __init__(
-        self, problem: str, *, where: str = "", text: str | None = None, position: int | None = None
-    ) -> None:
+    def __init__(self, problem: str, *, where: str = "", text: str | None = None, position: int | None = None) -> None:
         self.problem, self.where, self.text, self.position = one_line(problem), where, text, position
         place = where if position is None else f"{where} at character {position + 1}"
         super().__init__(f"{place}: {problem}" if place else problem, code="formula")
@@ -89,9 +87,7 @@ class FileError(GaincalError):
 
     exit_code = 4
 
-    def __init__(
-        self, file: str | os.PathLike[str], place: str, problem: str, remedy: str = "", *, code: str
-    ) -> None:
+    def __init__(self, file: str | os.PathLike[str], place: str, problem: str, remedy: str = "", *, code: str) -> None:
         self.file, self.place = one_line(os.fspath(file)), one_line(place)
         self.problem, self.remedy = one_line(problem), one_line(remedy)
         where = f"{self.file}::{self.place}" if place else self.file

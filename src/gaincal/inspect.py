@@ -153,9 +153,7 @@ def _describe_formula(master: Master) -> dict[str, Any]:
             for o in formula.outputs
         ],
         "flags": [{"name": f.name, "voids": f.voids, "tested": f.name in tested} for f in formula.flags],
-        "inputs": {
-            i.name: _input_value(master, i.name) for i in formula.inputs if i.name not in calibration.words
-        },
+        "inputs": {i.name: _input_value(master, i.name) for i in formula.inputs if i.name not in calibration.words},
         "constants": [_describe_constant(master, c.name) for c in formula.constants],
     }
 
@@ -214,11 +212,11 @@ def validate(
     """
     try:
         with Resolver(path, trust) as resolver, reading(path):
-            found = [c.name for c in locate(resolver)] or [None]
+            found: list[str | None] = [c.name for c in locate(resolver)]
     except GaincalError as error:
         return [_finding(error, os.fspath(path))]
     findings: list[Finding] = []
-    for name in found:
+    for name in found or [None]:
         findings += _validate_one(path, name, tuple(trust), progress)
     return sorted(findings, key=lambda f: (ERROR, WARNING, NOTE).index(f.severity))
 
@@ -255,7 +253,9 @@ def _formula_findings(master: Master) -> list[Finding]:
         lacking = sorted(needs(calibration.formula, output.name) - calibration.given)
         if lacking:
             remedy = f"embed with --set {lacking[0]}=VALUE, or give it when reading"
-            findings.append(Finding("output-unavailable", NOTE, place, f"{output.name} needs {', '.join(lacking)}", remedy))
+            findings.append(
+                Finding("output-unavailable", NOTE, place, f"{output.name} needs {', '.join(lacking)}", remedy)
+            )
     for name in sorted({f.name for f in calibration.formula.flags} - set(calibration.tested_flags())):
         findings.append(Finding("flag-not-tested", NOTE, place, f"flag {name} is not tested: its inputs are not there"))
     for constant in calibration.formula.constants:

@@ -68,10 +68,10 @@ class _Handle:
         return {"path": self.path, "options": self.options, "checksum": self.checksum}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__init__(state["path"], state["options"], state["checksum"])  # type: ignore[misc]
 
 
-class CalibratedArray(BackendArray):  # type: ignore[misc]
+class CalibratedArray(BackendArray):
     """A lazy array over a master: calibrated values, flags, stages or raw words.
 
     ``array[key]`` takes xarray's indexers and returns what ``numpy.asarray(array)[key]`` would.
@@ -242,7 +242,7 @@ def open_calibrated_dataset(
     )
 
 
-class GaincalBackend(BackendEntrypoint):  # type: ignore[misc]
+class GaincalBackend(BackendEntrypoint):
     """``xarray.open_dataset(path, engine="gaincal")``; takes the options of `open_calibrated_dataset`."""
 
     description = "Calibrated detector frames from NXmx files with a formula"

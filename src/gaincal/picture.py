@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
-from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm
 
 Array = npt.NDArray[Any]
 STAGE_COLOURS = ("#b0b0b0", "#e9ecef", "#3b7dd8", "#d1495b")

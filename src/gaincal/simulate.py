@@ -82,7 +82,7 @@ def digitise(module: Module, photons: Array, random: np.random.Generator) -> Arr
     words = np.clip(np.rint(value), 0, ADC_MAX).astype(np.uint16) | np.array(CODES, np.uint16)[stage]
     words[(stage == 2) & (value <= 0)] = SATURATED
     words[module.dead] = DEAD
-    return words
+    return np.asarray(words)
 
 
 def _background(shape: tuple[int, int]) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeAlias
@@ -94,8 +94,7 @@ class Grammar:
     def expression(self, kind: str, unit: str, depth: int) -> Tree:
         """An expression that is at least one operation."""
         while isinstance(tree := self.draw(kind, unit, depth), str):
-            if depth < 1:
-                depth = 1
+            depth = max(depth, 1)
         return tree
 
     def draw(self, kind: str, unit: str, depth: int) -> Tree:
@@ -121,34 +120,25 @@ class Grammar:
         return self.rng.choice([n.text for n in self.names if n.word])
 
     def real(self, unit: str, depth: int) -> Tree:
-        d = depth - 1
         if depth <= 0:
             return self.leaf("real", unit)
-        match self.rng.randrange(13):
-            case 0:
-                return (self.rng.choice(("add", "subtract", "min", "max")), self.real(unit, d), self.real(unit, d))
-            case 1:
-                return (self.rng.choice(("add", "subtract")), self.leaf_integer(unit), self.real(unit, d))
-            case 2:
-                return ("multiply", self.rng.choice(REALS), self.real(unit, d))
-            case 3:
-                return (self.rng.choice(("multiply", "divide")), self.real(unit, d), self.real("1", d))
-            case 4:
-                return (self.rng.choice(("negate", "abs", *ROUNDINGS)), self.real(unit, d))
-            case 5:
-                return ("clip", self.real(unit, d), self.rng.choice(REALS), self.real(unit, d))
-            case 6:
-                return ("where", self.logical(d), self.real(unit, d), self.rng.choice(("0", "1.5", "-2")))
-            case 7:
-                return ("divide", self.draw_number(unit, d), self.real("1", d))
-            case 8:
-                return ("sqrt", ("multiply", self.real(unit, d), self.real(unit, d)))
-            case 9:
-                return ("where", self.logical(d), self.real(unit, d), self.real(unit, d))
-            case 10 | 11:
-                return self.conversion(unit, d)
-            case _:
-                return self.leaf("real", unit)
+        d, pick = depth - 1, self.rng.choice
+        options: tuple[Callable[[], Tree], ...] = (
+            lambda: (pick(("add", "subtract", "min", "max")), self.real(unit, d), self.real(unit, d)),
+            lambda: (pick(("add", "subtract")), self.leaf_integer(unit), self.real(unit, d)),
+            lambda: ("multiply", pick(REALS), self.real(unit, d)),
+            lambda: (pick(("multiply", "divide")), self.real(unit, d), self.real("1", d)),
+            lambda: (pick(("negate", "abs", *ROUNDINGS)), self.real(unit, d)),
+            lambda: ("clip", self.real(unit, d), pick(REALS), self.real(unit, d)),
+            lambda: ("where", self.logical(d), self.real(unit, d), pick(("0", "1.5", "-2"))),
+            lambda: ("where", self.logical(d), self.real(unit, d), self.real(unit, d)),
+            lambda: ("divide", self.draw_number(unit, d), self.real("1", d)),
+            lambda: ("sqrt", ("multiply", self.real(unit, d), self.real(unit, d))),
+            lambda: self.conversion(unit, d),
+            lambda: self.conversion(unit, d),
+            lambda: self.leaf("real", unit),
+        )
+        return pick(options)()
 
     def draw_number(self, unit: str, depth: int) -> Tree:
         return self.draw(self.rng.choice(("integer", "real")) if unit in ("1", "ADU") else "real", unit, depth)
@@ -170,27 +160,21 @@ class Grammar:
                 return ("power", self.draw_number("1", d), str(self.rng.randrange(-8, 9)))
 
     def integer(self, unit: str, depth: int) -> Tree:
-        d = depth - 1
         if depth <= 0:
             return self.leaf("integer", unit)
-        match self.rng.randrange(9):
-            case 0:
-                operation = self.rng.choice(("add", "subtract", "min", "max"))
-                return (operation, self.integer(unit, d), self.integer(unit, d))
-            case 1:
-                return ("multiply", self.integer(unit, d), str(self.rng.randrange(-20, 20)))
-            case 2:
-                return (self.rng.choice(("add", "subtract")), str(self.rng.randrange(100)), self.integer(unit, d))
-            case 3:
-                return (self.rng.choice(("negate", "abs")), self.integer(unit, d))
-            case 4:
-                return ("clip", self.integer(unit, d), "-3", str(self.rng.randrange(1, 5000)))
-            case 5:
-                return ("where", self.logical(d), self.integer(unit, d), self.integer(unit, d))
-            case 6 | 7:
-                return self.from_words(unit, d)
-            case _:
-                return self.leaf("integer", unit)
+        d, pick, whole = depth - 1, self.rng.choice, self.rng.randrange
+        options: tuple[Callable[[], Tree], ...] = (
+            lambda: (pick(("add", "subtract", "min", "max")), self.integer(unit, d), self.integer(unit, d)),
+            lambda: ("multiply", self.integer(unit, d), str(whole(-20, 20))),
+            lambda: (pick(("add", "subtract")), str(whole(100)), self.integer(unit, d)),
+            lambda: (pick(("negate", "abs")), self.integer(unit, d)),
+            lambda: ("clip", self.integer(unit, d), "-3", str(whole(1, 5000))),
+            lambda: ("where", self.logical(d), self.integer(unit, d), self.integer(unit, d)),
+            lambda: self.from_words(unit, d),
+            lambda: self.from_words(unit, d),
+            lambda: self.leaf("integer", unit),
+        )
+        return pick(options)()
 
     def from_words(self, unit: str, d: int) -> Tree:
         length = self.rng.randrange(1, 15)
@@ -280,6 +264,11 @@ def tree_of(steps: Sequence[Step]) -> Tree:
     return trees[steps[-1].name]
 
 
+def operations_in(tree: Tree) -> set[str]:
+    """The operations that a tree uses."""
+    return set() if isinstance(tree, str) else {str(tree[0])}.union(*(operations_in(t) for t in tree[1:]))
+
+
 def python_tree(text: str) -> Tree:
     """What Python's own parser reads in an expression: an oracle for precedence and order."""
     return _from_python(ast.parse(f"(\n{text}\n)", mode="eval").body)
@@ -296,7 +285,7 @@ _PYTHON_COMPARISONS: dict[type[ast.cmpop], str] = {
 }
 
 
-def _from_python(node: ast.expr) -> Tree:
+def _from_python(node: ast.expr) -> Tree:  # noqa: PLR0911
     match node:
         case ast.Constant(value=value):
             return repr(value)

@@ -73,6 +73,21 @@ def test_bad_names_of_dims_are_refused(name: str) -> None:
     assert refusal(BASE, inputs=(Input("raw", ("frame", name), "ADU", "uint16"),)).where == "inputs.raw"
 
 
+BESIDE = "formula inputs constants tables steps outputs flags checksum applied description program version date"
+
+
+@pytest.mark.parametrize("name", [*BESIDE.split(), "fit_formula_description", "_source", "a_source", "raw_source"])
+def test_inputs_and_constants_are_not_named_like_what_a_file_keeps_beside_them(name: str) -> None:
+    assert refusal(BASE, inputs=(*BASE.inputs, Input(name, (), "1"))).where == f"inputs.{name}"
+    assert refusal(BASE, constants=(Constant(name, (), "1"),)).where == f"constants.{name}"
+
+
+@pytest.mark.parametrize("dims", [("given",), ("given", "y", "x"), ("stage", "given", "y", "x")])
+def test_a_constant_is_not_named_like_one_of_its_dims(dims: tuple[str, ...]) -> None:
+    assert refusal(BASE, constants=(Constant("given", dims, "1"),)).where == "constants.given"
+    replace(BASE, constants=(Constant("other", dims, "1"),))
+
+
 @pytest.mark.parametrize("taken", ["raw", "photon_energy", "pedestal", "stage_of_code", "adc"])
 def test_a_name_is_used_once(taken: str) -> None:
     if taken != "adc":
@@ -190,7 +205,7 @@ def test_any_number_of_pixel_dims(count: int) -> None:
     ],
 )
 def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None:
-    kind = replace(BASE, constants=(Constant("c", dims, "1"),)).checked.types["c"]
+    kind = replace(BASE, constants=(Constant("given", dims, "1"),)).checked.types["given"]
     assert (kind.axes, kind.dims) == (axes, frozenset(dims) - {*axes})
 
 
@@ -203,7 +218,7 @@ def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None
     ],
 )
 def test_other_dims_of_constants_are_refused(dims: tuple[str, ...]) -> None:
-    assert refusal(BASE, constants=(Constant("c", dims, "1"),)).where == "constants.c"
+    assert refusal(BASE, constants=(Constant("given", dims, "1"),)).where == "constants.given"
 
 
 @pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 65_535), ("uint32", 2**32 - 1)])

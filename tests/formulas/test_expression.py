@@ -11,6 +11,7 @@ from gaincal.errors import FormulaError
 from gaincal.formulas.document import write_document
 from gaincal.formulas.expression import MAX_NESTING, MAX_TEXT, parse, render
 from gaincal.formulas.formula import Formula
+from gaincal.formulas.operations import OPERATIONS
 
 from . import strategies as s
 
@@ -77,6 +78,12 @@ def test_nearly_every_grammatical_text_is_accepted() -> None:
     rng = Random(5)
     texts = [s.grammatical(rng) for _ in range(1000)]
     assert sum(not isinstance(outcome(t), FormulaError) for t in texts) >= 980
+
+
+def test_the_texts_use_every_operation() -> None:
+    rng = Random(6)
+    trees = [outcome(s.grammatical(rng)) for _ in range(1000)]
+    assert set().union(*(s.operations_in(t) for t in trees if not isinstance(t, FormulaError))) == {*OPERATIONS}
 
 
 @given(s.trees())

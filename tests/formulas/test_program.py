@@ -166,11 +166,15 @@ def test_zeros_of_either_sign_are_different_programs() -> None:
     assert program(flagged=-0.0) != program(flagged=0.0)
 
 
-@pytest.mark.parametrize(("name", "dtype", "limits"), [("stage", "int8", (-128, 127)), ("raw", "uint16", (0, 65_535))])
-def test_a_step_or_the_words_are_delivered_as_they_are(name: str, dtype: str, limits: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "fill", "limits"), [("stage", "int8", -1, (-128, 127)), ("raw", "uint16", 0, (0, 65_535))]
+)
+def test_a_step_or_the_words_are_delivered_as_they_are(
+    name: str, dtype: str, fill: int, limits: tuple[int, int]
+) -> None:
     found = program_for_step(JUNGFRAU, LABELS, name, dtype)
-    assert (found.value, found.dtype, found.limits) == (name, dtype, limits)
-    assert (found.flags, found.voiding, found.fill, found.constants, found.labels) == ((), False, None, (), ())
+    assert (found.value, found.dtype, found.fill, found.limits) == (name, dtype, fill, limits)
+    assert (found.flags, found.voiding, found.constants, found.labels) == ((), False, (), ())
     assert names(found.inputs) == ["raw"]
 
 

@@ -196,7 +196,7 @@ def test_a_constant_lacking_a_plane_is_refused(name: str) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(value: Array) -> None:
-    with pytest.raises(ValueError, match="result must be|is uint|is float|unpack"):
+    with pytest.raises(ValueError, match=r"result must be|is uint|is float|unpack"):
         blocks.evaluate(staged(), arrays_for(4, 30), value)
 
 

@@ -23,7 +23,27 @@ FRAME = "frame"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[1-9][0-9]{0,2})?")
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
-RESERVED = frozenset({"and", "or", "not", "frame", "missing", "clipped", "no_value", *OPERATIONS})
+RESERVED = frozenset({"and", "or", "not", FRAME, "missing", "clipped", "no_value", *OPERATIONS})
+STORED_BESIDE = frozenset(
+    [
+        "formula",
+        "inputs",
+        "constants",
+        "tables",
+        "steps",
+        "outputs",
+        "flags",
+        "checksum",
+        "applied",
+        "description",
+        "program",
+        "version",
+        "date",
+        "fit_formula_description",
+    ]
+)
+SOURCE_SUFFIX = "_source"
+"""An input or constant must not be called like what else a file stores beside it."""
 WORD_DTYPES = MappingProxyType({"uint8": 8, "uint16": 16, "uint32": 32})
 COMPUTE_DTYPES = ("float32", "float64")
 INTEGER_OUTPUTS = MappingProxyType(
@@ -95,7 +115,7 @@ def check(formula: Formula) -> CheckedFormula:
 
 def check_name(name: str, where: str, taken: Iterable[str] = (), pattern: re.Pattern[str] = NAME) -> None:
     """Refuse a name that is malformed, reserved or taken."""
-    if len(name) > MAX_NAME or not pattern.fullmatch(name):
+    if len(name.partition(".")[0]) > MAX_NAME or not pattern.fullmatch(name):
         rule = f"a lower-case letter, then letters, digits and _, at most {MAX_NAME} characters"
         raise FormulaError(f"'{name[: MAX_NAME + 1]}' is not a name: {rule}", where=where)
     if name in RESERVED:
@@ -144,6 +164,8 @@ def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tu
         for item in items:
             where = f"{part}.{item.name}"
             check_name(item.name, where, taken)
+            if item.name in STORED_BESIDE or item.name.endswith(SOURCE_SUFFIX) or item.name in item.dims:
+                raise FormulaError(f"the name '{item.name}' is taken by something else in a file", where=where)
             taken.add(item.name)
             rule = _input_axes if isinstance(item, Input) else _constant_axes
             yield item.name, _declared(item, rule(item.dims, pixel_dims, where), where)
@@ -192,9 +214,7 @@ def _declared(item: Input | Constant, axes: tuple[str, ...], where: str) -> Type
     return Type("integer", dims, unit, 0, 2 ** WORD_DTYPES[item.dtype] - 1, axes=axes)
 
 
-def _check_step(
-    step: Step, types: dict[str, Type], needs: dict[str, frozenset[str]]
-) -> tuple[Type, frozenset[str]]:
+def _check_step(step: Step, types: dict[str, Type], needs: dict[str, frozenset[str]]) -> tuple[Type, frozenset[str]]:
     check_name(step.name, f"steps.{step.name}", types, STEP_NAME)
     kind = step_type(step, types)
     names = [a for a in step.arguments if literal_value(a) is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,6 +57,11 @@ class Program:
     limits: tuple[int, int] | None
     flags: tuple[tuple[int, Flag], ...]
     voiding: bool
+
+    @property
+    def given(self) -> tuple[Input | Constant, ...]:
+        """All inputs and constants, in the order in which evaluators take them."""
+        return (*self.inputs, *self.constants)
 
 
 def needs(formula: Formula, name: str) -> frozenset[str]:
@@ -130,7 +136,7 @@ def _limits(dtype: str, fill: int | None) -> tuple[int, int] | None:
 
 
 def _checked_fill(flagged: float, dtype: str, name: str) -> int | float | None:
-    if flagged != flagged:
+    if math.isnan(flagged):
         if dtype in INTEGER_OUTPUTS:
             raise RequestError(f"output '{name}' is {dtype} and cannot hold NaN for flagged pixels: give a number")
         return None

@@ -47,7 +47,7 @@ def evaluate(
     threads : int
         Most threads to use.
     """
-    given = [np.ascontiguousarray(arrays[item.name]) for item in (*program.inputs, *program.constants)]
+    given = [np.ascontiguousarray(arrays[item.name]) for item in program.given]
     _check_shapes(program, given, value, flags)
     kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None)
     results = [value] if flags is None else [value, flags]
@@ -62,13 +62,11 @@ def evaluate(
         job.result()
 
 
-def _check_shapes(
-    program: Program, given: list[Array], value: Array, flags: npt.NDArray[np.uint32] | None
-) -> None:
+def _check_shapes(program: Program, given: list[Array], value: Array, flags: npt.NDArray[np.uint32] | None) -> None:
     """The kernel trusts its addresses: nothing may reach it that does not fit."""
     frames, pixels = value.shape
     types, labels = dict(program.types), dict(program.labels)
-    for item, array in zip((*program.inputs, *program.constants), given, strict=True):
+    for item, array in zip(program.given, given, strict=True):
         dims = types[item.name].dims
         wanted = [len(axis) for axis in labels.get(item.name, ())]
         wanted += [frames] if FRAME in dims or not (dims or wanted) else []
@@ -86,7 +84,7 @@ def _check_shapes(
 def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool) -> Any:
     from gaincal.kernels.compiler import Layout, compile_program
 
-    names = (item.name for item in (*program.inputs, *program.constants))
+    names = (item.name for item in program.given)
     return compile_program(program, Layout(tuple(zip(names, dtypes, strict=True)), flags))
 
 
@@ -101,6 +99,6 @@ def _split(frames: int, pixels: int, threads: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """One pool per process (a forked child needs its own)."""
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """One pool per process: a forked child needs its own, so the process is part of the key."""
     return ThreadPoolExecutor(threads, thread_name_prefix="gaincal")

@@ -24,9 +24,10 @@ from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import Type
 from gaincal.formulas.program import Program
 from gaincal.kernels.delivery import Delivery
-from gaincal.kernels.lowering import BIT, INT64, Builder, Lowering, Value
+from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
 from gaincal.kernels.shortcut import Shortcut, find_shortcut
+from gaincal.kernels.vectors import BIT, INT64, Builder, Value
 
 TILE = 4096
 WIDTH = 64
@@ -65,8 +66,8 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def body(context: Any, addresses: Any, frames: Any, pixels: Any, first: Any, last: Any) -> Any:
-        def codegen(context: Any, builder: Builder, signature: Any, arguments: tuple[Value, ...]) -> Value:
+    def body(_context: Any, _addresses: Any, _frames: Any, _pixels: Any, _first: Any, _last: Any) -> Any:
+        def codegen(context: Any, builder: Builder, _signature: Any, arguments: tuple[Value, ...]) -> Value:
             _Emitter(builder, program, layout, *arguments).emit()
             return context.get_dummy_value()
 
@@ -128,7 +129,7 @@ class _Emitter:
         """Inputs and steps that are the same for all pixels of a frame, as scalars."""
         lowering = Lowering(self.b, self.program, 1)
         values: dict[str, Value] = {}
-        for item in (*self.program.inputs, *self.program.constants):
+        for item in self.program.given:
             kind = self.types[item.name]
             if not kind.axes and not _pixelwise(kind):
                 dtype = self.dtypes[item.name]
@@ -161,11 +162,13 @@ class _Emitter:
     def _loaded(self, lowering: Lowering, here: Value, pixel: Value) -> dict[str, Value]:
         """The words and maps of some pixels."""
         values = {}
-        for item in (*self.program.inputs, *self.program.constants):
+        for item in self.program.given:
             kind = self.types[item.name]
             if not kind.axes and _pixelwise(kind):
                 dtype = self.dtypes[item.name]
-                address = lowering.offset(self.addresses[item.name], here if FRAME in kind.dims else pixel, dtype.itemsize)
+                address = lowering.offset(
+                    self.addresses[item.name], here if FRAME in kind.dims else pixel, dtype.itemsize
+                )
                 values[item.name] = lowering.given(address, dtype, kind, True)
         return values
 
@@ -198,7 +201,7 @@ class _Emitter:
 
     def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None) -> Value:
         if step.operation != "select":
-            return lowering.step(step.name, step.operation, step.arguments, values)
+            return lowering.step(step, values)
         indices = [lowering.argument(values, a) for a in step.arguments[1:]]
         return self.selection.select(lowering, step.arguments[0], indices, pixel)
 

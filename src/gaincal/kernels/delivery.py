@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from gaincal.formulas.program import CLIPPED_BIT, NO_VALUE_BIT, Program
-from gaincal.kernels.lowering import BIT, INT32, INT64, Lowering, Value, storage_type
+from gaincal.kernels.lowering import Lowering
+from gaincal.kernels.vectors import BIT, INT32, INT64, Value, storage_type
 
 
 class Delivery:
@@ -55,7 +56,7 @@ class Delivery:
         low, b = self.lowering, self.lowering.b
         assert self.program.limits is not None
         least, most = self.program.limits
-        wide = INT32 if -(2**31) <= least and most < 2**31 else INT64
+        wide = INT32 if least >= -(2**31) and most < 2**31 else INT64
         if low.is_real(value):
             empty = low.negation(low.finite(value))
             real = np.dtype(self.program.compute).type

@@ -47,7 +47,7 @@ class _Evaluation:
         self.values: dict[str, Array] = {}
 
     def run(self) -> tuple[Array, npt.NDArray[np.uint32]]:
-        for item in (*self.program.inputs, *self.program.constants):
+        for item in self.program.given:
             if not self.types[item.name].axes:
                 self.values[item.name] = self._given(item.name)
         for step in self.program.steps:
@@ -132,11 +132,11 @@ def _lookup(entries: Array, index: Array) -> Array:
 
 
 def _minimum(a: Array, b: Array) -> Array:
-    return np.where(a != a, a, np.where(b != b, b, np.where(b < a, b, a)))
+    return np.where(np.isnan(a), a, np.where(np.isnan(b), b, np.where(b < a, b, a)))
 
 
 def _maximum(a: Array, b: Array) -> Array:
-    return np.where(a != a, a, np.where(b != b, b, np.where(b > a, b, a)))
+    return np.where(np.isnan(a), a, np.where(np.isnan(b), b, np.where(b > a, b, a)))
 
 
 def _round_half_away(x: Array) -> Array:

@@ -9,9 +9,10 @@ import numpy as np
 from llvmlite import ir
 
 from gaincal.formulas.checks import FRAME
-from gaincal.formulas.operations import NO_STAGE, Type
+from gaincal.formulas.operations import NO_STAGE
 from gaincal.formulas.program import Program
-from gaincal.kernels.lowering import INT64, MAX_COMPARED, Lowering, Value, storage_type
+from gaincal.kernels.lowering import Lowering
+from gaincal.kernels.vectors import INT64, MAX_COMPARED, Value, storage_type
 
 
 class Selection:

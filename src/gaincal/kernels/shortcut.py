@@ -62,9 +62,7 @@ def _stage(program: Program, kinds: dict[str, Type], steps: dict[str, Step]) -> 
     return None
 
 
-def _word_bounds(
-    name: str, label: int, kinds: dict[str, Type], steps: dict[str, Step]
-) -> list[tuple[str, int, int]]:
+def _word_bounds(name: str, label: int, kinds: dict[str, Type], steps: dict[str, Step]) -> list[tuple[str, int, int]]:
     """Bounds of a word whose highest bits alone, looked up, give the label."""
     lookup = steps[name]
     if lookup.operation != "lookup" or lookup.arguments[1] not in steps:
@@ -74,7 +72,9 @@ def _word_bounds(
         return []
     offset = int(bits.arguments[1])
     entries = kinds[lookup.arguments[0]].entries
-    return [(bits.arguments[0], code << offset, ((code + 1) << offset) - 1) for code, e in enumerate(entries) if e == label]
+    return [
+        (bits.arguments[0], code << offset, ((code + 1) << offset) - 1) for code, e in enumerate(entries) if e == label
+    ]
 
 
 def _narrowed(program: Program, name: str, low: int, high: int) -> dict[str, Type]:

@@ -37,7 +37,7 @@ def element_type(place: Place) -> np.dtype[Any]:
             order = ">" if with_type.get_order() == h5py.h5t.ORDER_BE else "<"
             return np.dtype(f"{order}{sign}{with_type.get_size()}")
     elif kind == h5py.h5t.FLOAT and dataset.dtype.kind == "f" and dataset.dtype.itemsize in (4, 8):
-        return dataset.dtype
+        return np.dtype(dataset.dtype)
     elif kind == h5py.h5t.STRING and not with_type.is_variable_str():
         return np.dtype(f"S{with_type.get_size()}")
     elif kind == h5py.h5t.ENUM and dataset.dtype == np.dtype(bool):
@@ -123,7 +123,7 @@ class PlainDataset:
         if self.chunks is None:
             return int(not self._stored())
         grid = [-(-s // c) for s, c in zip(self.dataset.shape, self.chunks, strict=True)]
-        return int(np.prod(grid, dtype=object)) - self.dataset.id.get_num_chunks()
+        return int(np.prod(grid, dtype=object)) - int(self.dataset.id.get_num_chunks())
 
     def check_chunks(self) -> None:
         """Check every chunk; raises FileError at the first that is damaged."""
@@ -132,15 +132,13 @@ class PlainDataset:
     def _stored(self) -> bool:
         """Whether a dataset without chunks has its values."""
         needed = self.dataset.size * self.dtype.itemsize
-        return self.layout == h5py.h5d.COMPACT or self.dataset.id.get_storage_size() >= needed
+        return bool(self.layout == h5py.h5d.COMPACT or self.dataset.id.get_storage_size() >= needed)
 
     def _absent(self, box: Box) -> list[Box]:
         """Parts of a box that were never written; checks every chunk that the box touches."""
         if self.chunks is None:
             return [] if self._stored() else [box]
-        ranges = [
-            range(s // c, -(-(s + n) // c)) for s, n, c in zip(*box, self.chunks, strict=True)
-        ]
+        ranges = [range(s // c, -(-(s + n) // c)) for s, n, c in zip(*box, self.chunks, strict=True)]
         absent = []
         for cell in np.ndindex(*(len(r) for r in ranges)):
             offset = tuple(r[k] * c for r, k, c in zip(ranges, cell, self.chunks, strict=True))

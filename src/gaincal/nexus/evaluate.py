@@ -38,7 +38,9 @@ class Evaluation:
         self.shape = calibration.layout.shape
         self.dtype = np.dtype(program.dtype)
 
-    def read(self, start: tuple[int, ...], count: tuple[int, ...], with_flags: bool = False) -> tuple[Array, Flags | None]:
+    def read(
+        self, start: tuple[int, ...], count: tuple[int, ...], with_flags: bool = False
+    ) -> tuple[Array, Flags | None]:
         """Values (and flags) of a box.
 
         Parameters

@@ -34,7 +34,7 @@ def read_text(place: Place) -> str:
         raise place.error("is not a text", code="odd-type")
     if dataset.id.get_storage_size() > MAX_TEXT_BYTES or kind.get_size() > MAX_TEXT_BYTES:
         raise TrustError(place.file, place.path, "is a text beyond all measure", code="over-budget")
-    value = np.asarray(dataset[()]).reshape(())[()]
+    value: object = np.asarray(dataset[()]).reshape(()).item()
     return decode(place, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape"))
 
 

@@ -306,7 +306,9 @@ def _constant(place: Place, fields: Mapping[str, Array], formula: Formula, name:
     for axis in axes:
         values = fields[f"{name}/{axis}"]
         if values.ndim != 1 or values.dtype.kind not in "iu":
-            raise FileError(place.file, f"{place.path}/{name}/{axis}", "labels must be a list of integers", code="odd-type")
+            raise FileError(
+                place.file, f"{place.path}/{name}/{axis}", "labels must be a list of integers", code="odd-type"
+            )
         labels.append(tuple(int(v) for v in values))
     return ConstantMap(fields[f"{name}/{name}"], tuple(labels))
 

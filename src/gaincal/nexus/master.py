@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import numpy.typing as npt
 
 from gaincal._version import __version__
@@ -221,7 +220,7 @@ def _write_calibration(detector: h5py.Group, raw_path: str, content: Content) ->
         collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
     if formula.name in collection:
         del collection[formula.name]
-    paths = {name: raw_path for name in content.words} | {name: name for name in content.inputs}
+    paths = dict.fromkeys(content.words, raw_path) | {name: name for name in content.inputs}
     if names.PIXEL_MASK in content.calibration.arrays:
         paths[names.PIXEL_MASK] = f"{detector.name}/{names.PIXEL_MASK}"
     written = Provenance("gaincal", __version__, datetime.now(timezone.utc).isoformat(timespec="seconds"))

@@ -101,7 +101,7 @@ class Resolver:
         self.roots = [self.master.parent, *(Path(os.path.realpath(t)) for t in trusted)]
         self._files: dict[Path, h5py.File] = {}
         self.named = os.fspath(master)
-        self._open(self.master, self.named, "")
+        self._open(self.master, self.named)
 
     def __enter__(self) -> Resolver:
         return self
@@ -200,10 +200,10 @@ class Resolver:
         if target not in self._files:
             if len(self._files) >= MAX_FILES:
                 raise TrustError(place.file, place.path, f"leads to more than {MAX_FILES} files", code="too-many-files")
-            self._open(target, target, place.path)
+            self._open(target, target)
         return target
 
-    def _open(self, real: Path, shown: str | os.PathLike[str], place: str) -> None:
+    def _open(self, real: Path, shown: str | os.PathLike[str]) -> None:
         try:
             # A fifo would block HDF5 for ever; O_NONBLOCK keeps this test itself from blocking.
             descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -218,7 +218,9 @@ class Resolver:
         try:
             self._files[real] = h5py.File(real, "r", locking="best-effort")
         except OSError as error:
-            remedy = "if it is being written, or on NFS or GPFS: set HDF5_USE_FILE_LOCKING=FALSE" if "lock" in str(
-                error
-            ) else "is it HDF5, and complete?"
+            remedy = (
+                "if it is being written, or on NFS or GPFS: set HDF5_USE_FILE_LOCKING=FALSE"
+                if "lock" in str(error)
+                else "is it HDF5, and complete?"
+            )
             raise FileError(shown, "", f"cannot be opened: {error}", remedy, code="not-hdf5") from None

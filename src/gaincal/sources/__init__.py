@@ -1,0 +1,1 @@
+"""How facilities lay out raw words and constants."""

@@ -172,9 +172,7 @@ def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place
     return _only(resolver, candidates, f"{declared.name} ({', '.join(declared.dims)})")
 
 
-def _stated_labels(
-    resolver: Resolver, place: Place, axes: tuple[str, ...]
-) -> tuple[tuple[int, ...], ...] | None:
+def _stated_labels(resolver: Resolver, place: Place, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
     """Labels that lie beside a constant under the names of its axes."""
     if place.file != resolver.master:
         return None

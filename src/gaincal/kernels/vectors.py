@@ -1,0 +1,230 @@
+"""LLVM values for some pixels at a time: types, constants, conversions, memory, comparisons.
+
+A value is a scalar where it is the same for all pixels of a frame, else a vector (a scalar again
+where pixels are taken one by one).  No fast-math flag is ever set, so LLVM neither reassociates nor
+contracts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+
+from gaincal.formulas.operations import NO_STAGE, Type
+
+BIT, INT32, INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
+Value = Any  # llvmlite's types differ from version to version
+Builder = Any
+MAX_COMPARED = 16
+"""Up to this many entries are chosen by comparing; beyond, each pixel's value is fetched by address."""
+
+_EXPONENT_BITS = {SINGLE: (INT32, 0x7F800000), DOUBLE: (INT64, 0x7FF0000000000000)}
+
+
+def integer_type(kind: Type) -> Value:
+    """The narrowest type used for an integer whose bounds are known."""
+    return INT32 if kind.low >= -(2**31) and kind.high < 2**31 else INT64
+
+
+def storage_type(dtype: np.dtype[Any]) -> Value:
+    """IR type of an element of an array."""
+    if dtype.kind == "f":
+        return SINGLE if dtype.itemsize == 4 else DOUBLE
+    return ir.IntType(8 * dtype.itemsize)
+
+
+def _bytes(element: Value) -> int:
+    if element == SINGLE:
+        return 4
+    return 8 if element == DOUBLE else int(element.width) // 8
+
+
+class Vectors:
+    """Builds values for `width` pixels at a time.
+
+    Parameters
+    ----------
+    builder : llvmlite.ir.IRBuilder
+    compute : {'float32', 'float64'}
+        Type of reals.
+    width : int
+        Pixels per vector.
+    """
+
+    def __init__(self, builder: Builder, compute: str, width: int) -> None:
+        self.b, self.width = builder, width
+        self.real = SINGLE if compute == "float32" else DOUBLE
+
+    # --- types and constants -------------------------------------------------------------
+
+    def vector(self, element: Value) -> Value:
+        """The type of a value that varies from pixel to pixel."""
+        return ir.VectorType(element, self.width) if self.width > 1 else element
+
+    def constant(self, like: Value, number: int | float) -> Value:
+        """A number of the same IR type as `like`."""
+        if isinstance(like, ir.VectorType):
+            return ir.Constant(like, [self._number(like.element, number)] * like.count)
+        return self._number(like, number)
+
+    @staticmethod
+    def _number(element: Value, number: int | float) -> Value:
+        if element == SINGLE:
+            return ir.Constant(element, float(np.float32(number)))
+        return ir.Constant(element, float(number) if element == DOUBLE else int(number))
+
+    @staticmethod
+    def element(value: Value) -> Value:
+        """Type of one pixel's value."""
+        return value.type.element if isinstance(value.type, ir.VectorType) else value.type
+
+    def is_real(self, value: Value) -> bool:
+        """Whether a value is a floating-point number."""
+        return self.element(value) in (SINGLE, DOUBLE)
+
+    def shaped(self, value: Value, element: Value) -> Value:
+        """The type with the shape of `value` and another element."""
+        return ir.VectorType(element, self.width) if isinstance(value.type, ir.VectorType) else element
+
+    def splat(self, value: Value) -> Value:
+        """Spread a scalar over a vector."""
+        if self.width == 1 or isinstance(value.type, ir.VectorType):
+            return value
+        whole = ir.VectorType(value.type, self.width)
+        if isinstance(value, ir.Constant):
+            return ir.Constant(whole, [value] * self.width)
+        first = self.b.insert_element(ir.Constant(whole, ir.Undefined), value, ir.Constant(INT32, 0))
+        zeros = ir.Constant(ir.VectorType(INT32, self.width), [0] * self.width)
+        return self.b.shuffle_vector(first, ir.Constant(whole, ir.Undefined), zeros)
+
+    def alike(self, *values: Value) -> tuple[Value, ...]:
+        """Spread scalars where one of the values is a vector."""
+        if any(isinstance(v.type, ir.VectorType) for v in values):
+            return tuple(self.splat(v) for v in values)
+        return values
+
+    def lanes(self) -> Value:
+        """0, 1, 2 ... as int64."""
+        return ir.Constant(ir.VectorType(INT64, self.width), list(range(self.width)))
+
+    # --- conversions ---------------------------------------------------------------------
+
+    def to_real(self, value: Value) -> Value:
+        """A number in the compute type."""
+        return value if self.is_real(value) else self.b.sitofp(value, self.shaped(value, self.real))
+
+    def to_integer(self, value: Value, element: Value) -> Value:
+        """An integer in a wider or narrower type that holds it."""
+        bits = self.element(value).width
+        if bits == element.width:
+            return value
+        return (self.b.sext if bits < element.width else self.b.trunc)(value, self.shaped(value, element))
+
+    def floating(self, value: Value, element: Value) -> Value:
+        """A number in a floating-point type, rounded to nearest even."""
+        kind = self.shaped(value, element)
+        if not self.is_real(value):
+            return self.b.sitofp(value, kind)
+        if self.element(value) == element:
+            return value
+        return (self.b.fpext if element == DOUBLE else self.b.fptrunc)(value, kind)
+
+    def numbers(self, *values: Value) -> tuple[Value, ...]:
+        """Bring numbers to one kind and shape: all real, or all the wider integer."""
+        if any(self.is_real(v) for v in values):
+            return self.alike(*(self.to_real(v) for v in values))
+        widest = max((self.element(v) for v in values), key=lambda e: int(e.width))
+        return self.alike(*(self.to_integer(v, widest) for v in values))
+
+    # --- memory --------------------------------------------------------------------------
+
+    def offset(self, address: Value, count: Value, size: int) -> Value:
+        """Address of the element `count` places on."""
+        return self.b.add(address, self.b.mul(count, ir.Constant(INT64, size)))
+
+    def load(self, address: Value, element: Value, vector: bool) -> Value:
+        """Load one element, or one for each pixel, from an address."""
+        kind = self.vector(element) if vector else element
+        return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=_bytes(element))
+
+    def store(self, value: Value, address: Value) -> None:
+        """Store a value at an address."""
+        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=_bytes(self.element(value)))
+
+    def given(self, address: Value, dtype: np.dtype[Any], kind: Type, vector: bool) -> Value:
+        """Load an input or constant and convert it to the type it is computed in."""
+        return self.converted(self.load(address, storage_type(dtype), vector), kind)
+
+    def converted(self, loaded: Value, kind: Type) -> Value:
+        """An element as stored, in the type it is computed in."""
+        if kind.kind == "real":
+            return loaded
+        wide = integer_type(kind)
+        return loaded if self.element(loaded) == wide else self.b.zext(loaded, self.shaped(loaded, wide))
+
+    def array(self, entries: tuple[int, ...]) -> Value:
+        """Address of a constant int32 array in the module."""
+        kind = ir.ArrayType(INT32, len(entries))
+        array = ir.GlobalVariable(self.b.module, kind, self.b.module.get_unique_name("table"))
+        array.linkage, array.global_constant = "internal", True
+        array.initializer = ir.Constant(kind, list(entries))
+        return self.b.ptrtoint(array, INT64)
+
+    def bounded(self, index: Value, count: int) -> Value:
+        """The index as int64 where it lies in 0 ... count - 1, else -1."""
+        wide = self.to_integer(index, INT64)
+        inside = self.b.icmp_unsigned("<", wide, self.constant(wide.type, count))
+        return self.b.select(inside, wide, self.constant(wide.type, NO_STAGE))
+
+    def fetch(self, address: Value, element: Value, places: Value, absent: int | float) -> Value:
+        """Load from the given place of an array for every pixel; `absent` where the place is negative."""
+        empty = self.compare("<", places, self.constant(places.type, 0))
+        safe = self.b.select(empty, self.constant(places.type, 0), places)
+        size = _bytes(element)
+        if not isinstance(places.type, ir.VectorType):
+            loaded = self.load(self.offset(address, safe, size), element, False)
+        else:
+            loaded = ir.Constant(ir.VectorType(element, self.width), ir.Undefined)
+            for lane in range(self.width):
+                place = self.b.extract_element(safe, ir.Constant(INT32, lane))
+                one = self.load(self.offset(address, place, size), element, False)
+                loaded = self.b.insert_element(loaded, one, ir.Constant(INT32, lane))
+        return self.b.select(empty, self.constant(loaded.type, absent), loaded)
+
+    # --- what several operations are made of ---------------------------------------------
+
+    def compare(self, symbol: str, a: Value, b: Value) -> Value:
+        """A comparison of two integers or two reals; with a NaN only != holds."""
+        a, b = self.alike(a, b)
+        if not self.is_real(a):
+            return self.b.icmp_signed(symbol, a, b)
+        return (self.b.fcmp_unordered if symbol == "!=" else self.b.fcmp_ordered)(symbol, a, b)
+
+    def is_nan(self, a: Value) -> Value:
+        """Whether a real is a NaN."""
+        return self.b.fcmp_unordered("uno", a, a)
+
+    def finite(self, a: Value) -> Value:
+        """Whether a real is neither NaN nor infinite: not all bits of its exponent are set."""
+        integer, mask = _EXPONENT_BITS[self.element(a)]
+        kind = self.shaped(a, integer)
+        exponent = self.b.and_(self.b.bitcast(a, kind), self.constant(kind, mask))
+        return self.b.icmp_signed("!=", exponent, self.constant(kind, mask))
+
+    def negation(self, a: Value) -> Value:
+        """The opposite of a condition."""
+        return self.b.xor(a, self.constant(a.type, 1))
+
+    def intrinsic(self, name: str, *arguments: Value) -> Value:
+        """Call an LLVM intrinsic on values of one floating-point type."""
+        kind = arguments[0].type
+        suffix = "f32" if self.element(arguments[0]) == SINGLE else "f64"
+        if isinstance(kind, ir.VectorType):
+            suffix = f"v{kind.count}{suffix}"
+        signature = ir.FunctionType(kind, [kind] * len(arguments))
+        function = cgutils.get_or_insert_function(self.b.module, signature, f"{name}.{suffix}")
+        return self.b.call(function, arguments)
