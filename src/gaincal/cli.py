@@ -78,6 +78,7 @@ def _print_json(content: Any) -> None:
 @click.option("--formula", required=True, metavar="NAME|FILE", help="A formula of the catalogue, or a TOML file.")
 @click.option("--constant", multiple=True, metavar="NAME=FILE[::/PATH]", help="A constant of the formula. Repeatable.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An input (photon_energy) or metadata.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="An input with a value per frame.")
 @click.option("--mask", metavar="FILE[::/PATH]", help="Bad-pixel mask: true/false or NXmx bits.")
 @click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
 @click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
@@ -91,6 +92,7 @@ def embed(
     formula: str,
     constant: tuple[str, ...],
     settings: tuple[str, ...],
+    inputs: tuple[str, ...],
     mask: str | None,
     ids: tuple[str, ...],
     copy_raw: bool,
@@ -112,6 +114,7 @@ def embed(
         formula=formula,
         constants=_pairs(constant, "--constant"),
         settings=_pairs(settings, "--set"),
+        inputs=_pairs(inputs, "--input"),
         mask=mask,
         ids=_pairs(ids, "--id"),
         copy_raw=copy_raw,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.calibration import ConstantMap, RawLayout, bind
+from gaincal.calibration import Calibration, ConstantMap, RawLayout, bind
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.checks import FRAME
@@ -69,6 +69,7 @@ def embed(
     formula: str | os.PathLike[str] | Formula,
     constants: Mapping[str, Source],
     settings: Mapping[str, object] | None = None,
+    inputs: Mapping[str, str | os.PathLike[str]] | None = None,
     mask: str | os.PathLike[str] | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
     copy_raw: bool = False,
@@ -90,6 +91,8 @@ def embed(
         ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.
     settings : mapping of str to object, optional
         Scalar inputs of the formula (photon_energy in keV) and metadata (see `METADATA`).
+    inputs : mapping of str to str or path, optional
+        ``FILE::/path`` of inputs that have one value per frame, such as a memory cell.
     mask : str or path, optional
         Bad-pixel mask, bool or NXmx bits.
     ids : mapping of str to str or path, optional
@@ -122,7 +125,16 @@ def embed(
     with Resolver(spec.file, trust) as resolver, reading(spec.file):
         place = find_words(resolver, spec.path, 1 + len(chosen.checked.pixel_dims))
         template = _template(resolver)
-        content = _prepare(chosen, resolver, place, template, constants, settings or {}, mask, ids or {})
+        words = {_words_input(chosen): Words(resolver, place)}
+        layout = _layout(words)
+        given, metadata = _settings(chosen, settings or {}, resolver, template)
+        given |= _per_frame(chosen, inputs or {}, layout)
+        bad = load_mask(Spec.parse(os.fspath(mask)), layout.pixels) if mask is not None else None
+        bad = _existing_mask(resolver, template, layout) if bad is None else bad
+        loaded, provenance = _constants(chosen, constants, layout)
+        calibration = _bound(chosen, layout, words, given, bad, loaded)
+        numbers = {n: load_ids(Spec.parse(os.fspath(s)), layout.frames) for n, s in (ids or {}).items()}
+        content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
         image = _preview(content)
         start = resolver.master if in_place else None
         with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
@@ -156,30 +168,37 @@ def _template(resolver: Resolver) -> Place | None:
     return None
 
 
-def _prepare(
+def _layout(words: Mapping[str, Words]) -> RawLayout:
+    shape = next(iter(words.values())).shape
+    return RawLayout(shape[0], shape[1:])
+
+
+def _bound(
     formula: Formula,
-    resolver: Resolver,
-    place: Place,
-    template: Place | None,
-    constants: Mapping[str, Source],
-    settings: Mapping[str, object],
-    mask: str | os.PathLike[str] | None,
-    ids: Mapping[str, str | os.PathLike[str]],
-) -> Content:
-    item = _words_input(formula)
-    words = {item: Words(resolver, place)}
-    shape = words[item].shape
-    layout = RawLayout(shape[0], shape[1:])
-    inputs, metadata = _settings(formula, settings, resolver, template)
-    loaded, provenance = _constants(formula, constants, layout)
-    bad = load_mask(Spec.parse(os.fspath(mask)), layout.pixels) if mask is not None else None
-    bad = _existing_mask(resolver, template, layout) if bad is None else bad
+    layout: RawLayout,
+    words: Mapping[str, Words],
+    inputs: Mapping[str, tuple[Array, str]],
+    mask: Array | None,
+    constants: Mapping[str, ConstantMap],
+) -> Calibration:
+    """Bind everything, so that nothing is written that cannot be read."""
     given = {name: values for name, (values, _) in inputs.items()}
-    if bad is not None and any(i.name == names.PIXEL_MASK for i in formula.inputs):
-        given[names.PIXEL_MASK] = bad
-    calibration = bind(formula, layout, {item: words[item].dtype}, given, loaded)
-    numbers = {name: load_ids(Spec.parse(os.fspath(s)), layout.frames) for name, s in ids.items()}
-    return Content(place, words, calibration, loaded, provenance, inputs, metadata, bad, numbers)
+    if mask is not None and any(i.name == names.PIXEL_MASK for i in formula.inputs):
+        given[names.PIXEL_MASK] = mask
+    return bind(formula, layout, {n: w.dtype for n, w in words.items()}, given, constants)
+
+
+def _per_frame(
+    formula: Formula, given: Mapping[str, str | os.PathLike[str]], layout: RawLayout
+) -> dict[str, tuple[Array, str]]:
+    """Inputs with one value per frame, from files."""
+    declared = {i.name: i for i in formula.inputs if i.dims in ((), (FRAME,))}
+    for name in given:
+        if name not in declared:
+            listed = ", ".join(declared) or "none"
+            raise RequestError(f"formula '{formula.name}' has no input '{name}' per frame; it has {listed}")
+    specs = {name: Spec.parse(os.fspath(source)) for name, source in given.items()}
+    return {n: (load_ids(spec, layout.frames), declared[n].units) for n, spec in specs.items()}
 
 
 def _words_input(formula: Formula) -> str:

@@ -56,7 +56,7 @@ class FormulaError(GaincalError):
     exit_code = 3
 
     def __init__(self, problem: str, *, where: str = "", text: str | None = None, position: int | None = None) -> None:
-        self.problem, self.where, self.text, self.position = one_line(problem), where, text, position
+        self.problem, self.where, self.text, self.position = one_line(problem), one_line(where), text, position
         place = where if position is None else f"{where} at character {position + 1}"
         super().__init__(f"{place}: {problem}" if place else problem, code="formula")
 

@@ -55,8 +55,8 @@ def declare(
     fill: int | None = None,
     compute: str = "float32",
 ) -> Formula:
-    """A formula without units over pixel dim ``x``; inputs and constants as (dims, dtype), uint16 ``raw`` if none."""
-    inputs = {"raw": ("frame x", "uint16")} if inputs is None else inputs
+    """A formula without units over pixel dim ``px``; inputs and constants as (dims, dtype), uint16 ``raw`` if none."""
+    inputs = {"raw": ("frame px", "uint16")} if inputs is None else inputs
     lines = ['[formula]\nname = "test"\nversion = 1\ntitle = "test"', f'compute = "{compute}"']
     for part, items in (("inputs", inputs), ("constants", constants or {})):
         for name, (dims, stored) in items.items():
@@ -108,8 +108,8 @@ def assert_same_bits(
 
 def expression(text: str, x: Array, compute: str = "float64", **others: Array) -> Array:
     """An expression of reals by the reference, in its compute type; logical as 0 and 1, NaN wherever not finite."""
-    inputs: dict[str, tuple[str, str | None]] = {"x": ("frame x", None)}
-    inputs |= dict.fromkeys(others, ("frame x", None))
+    inputs: dict[str, tuple[str, str | None]] = {"x": ("frame px", None)}
+    inputs |= dict.fromkeys(others, ("frame px", None))
     formula = declare({"v": text}, inputs=inputs, compute=compute, dtype=compute)
     arrays = {name: a.astype(compute)[None] for name, a in {"x": x, **others}.items()}
     value: Array = reference.evaluate(program_of(formula), arrays)[0][0]

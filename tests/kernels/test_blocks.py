@@ -21,13 +21,13 @@ def staged() -> Program:
     formula = declare(
         {"stage": "lookup(t, bits(raw, 14, 2))", "v": "(bits(raw, 0, 14) - g[stage]) / h[cell] * level + w"},
         inputs={
-            "raw": ("frame x", "uint16"),
+            "raw": ("frame px", "uint16"),
             "cell": ("frame", "uint16"),
             "level": ("", None),
-            "w": ("x", None),
-            "m": ("x", "uint32"),
+            "w": ("px", None),
+            "m": ("px", "uint32"),
         },
-        constants={"g": ("stage x", None), "h": ("cell x", None)},
+        constants={"g": ("stage px", None), "h": ("cell px", None)},
         tables=TABLES,
         flags={"bad": "stage < 0", "masked": "bits(m, 0, 16) != 0"},
     )
@@ -137,7 +137,7 @@ def test_unaligned_inputs_give_the_same_bits() -> None:
 def test_results_that_no_pixel_varies_are_spread(output: str, dtype: str, fill: int | None) -> None:
     formula = declare(
         {"d": "level * 2", "n": "round_half_even(exp(level))", "k": "lookup(t, cell)"},
-        inputs={"raw": ("frame x", "uint16"), "level": ("", None), "cell": ("frame", "uint16")},
+        inputs={"raw": ("frame px", "uint16"), "level": ("", None), "cell": ("frame", "uint16")},
         tables=TABLES,
         output=output,
         dtype=dtype,

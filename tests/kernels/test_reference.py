@@ -185,7 +185,7 @@ def test_division_follows_ieee() -> None:
 
 
 def integers(steps: dict[str, str], raw: Array, tables: dict[str, list[int]] | None = None) -> list[int]:
-    formula = declare(steps, inputs={"raw": ("frame x", raw.dtype.name)}, tables=tables, dtype="float64")
+    formula = declare(steps, inputs={"raw": ("frame px", raw.dtype.name)}, tables=tables, dtype="float64")
     value, _ = oracle(program_of(formula), {"raw": raw[None]}, (1, len(raw)))
     return [int(v) for v in value[0]]
 
@@ -224,7 +224,7 @@ def test_integers_are_compared_exactly_and_with_reals_as_reals() -> None:
 
 @pytest.mark.parametrize(("dtype", "absent"), [(None, NAN), ("uint16", -1.0)])
 def test_a_label_that_does_not_exist_gives_nothing(dtype: str | None, absent: float) -> None:
-    formula = declare({"v": "c[raw, 9] + 0"}, constants={"c": ("a b x", dtype)}, dtype="float64", compute="float64")
+    formula = declare({"v": "c[raw, 9] + 0"}, constants={"c": ("a b px", dtype)}, dtype="float64", compute="float64")
     raw = np.array([[0, 4, 2, 65535, 3]], np.uint16)
     values = np.arange(30).reshape(3, 2, 5).astype(dtype or "float64")
     value, flags = reference.evaluate(program_of(formula, {"c": ((2, 65535, 4), (1, 9))}), {"raw": raw, "c": values})
@@ -241,7 +241,7 @@ def test_an_integer_result_is_limited_to_what_is_not_the_fill(dtype: str, fill: 
     least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
     end = least if fill == "low" else most
     inner = (least + 1, most) if fill == "low" else (least, most - 1)
-    formula = declare({"v": "trunc(x)"}, inputs={"x": ("frame x", None)}, dtype=dtype, fill=end, compute=compute)
+    formula = declare({"v": "trunc(x)"}, inputs={"x": ("frame px", None)}, dtype=dtype, fill=end, compute=compute)
     ends = np.array([least - 1, least, least + 1, most - 1, most, most + 1], np.float64)
     with np.errstate(over="ignore"):
         x = np.concatenate([SPECIALS, ends]).astype(compute)
@@ -257,13 +257,13 @@ def test_an_integer_result_is_limited_to_what_is_not_the_fill(dtype: str, fill: 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_fill_is_the_quiet_nan_without_sign(dtype: str) -> None:
-    formula = declare({"v": "-(x / x)"}, inputs={"x": ("frame x", None)}, dtype=dtype, compute=dtype)
+    formula = declare({"v": "-(x / x)"}, inputs={"x": ("frame px", None)}, dtype=dtype, compute=dtype)
     value, _ = reference.evaluate(program_of(formula), {"x": np.zeros((1, 4), dtype)})
     assert (bits(value) == (0x7FC00000 if dtype == "float32" else 0x7FF8000000000000)).all()
 
 
 def test_a_double_beyond_single_has_no_value_in_single() -> None:
-    formula = declare({"v": "x * 2"}, inputs={"x": ("frame x", None)}, compute="float64")
+    formula = declare({"v": "x * 2"}, inputs={"x": ("frame px", None)}, compute="float64")
     value, flags = reference.evaluate(program_of(formula), {"x": np.array([[1e300, 1.7e38, 1e30]])})
     assert np.isnan(value[0]).tolist() == [True, False, False]
     assert flags[0].tolist() == [1 << 29, 0, 0]

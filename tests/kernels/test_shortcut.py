@@ -11,7 +11,7 @@ from gaincal.formulas.program import Labels, Program, program_for_output
 from gaincal.kernels.shortcut import find_shortcut
 
 PIXELS = 320
-CONSTANT: dict[str, tuple[str, str | None]] = {"g": ("stage x", None)}
+CONSTANT: dict[str, tuple[str, str | None]] = {"g": ("stage px", None)}
 
 
 def planes(count: int) -> Array:
@@ -99,7 +99,7 @@ def test_a_label_that_the_stage_cannot_have_breaks_no_bound() -> None:
 
 
 def test_a_shortcut_on_a_map_of_the_pixels_gives_the_same_bits() -> None:
-    constants: dict[str, tuple[str, str | None]] = {"g": ("stage x", None), "m": ("x", "uint8")}
+    constants: dict[str, tuple[str, str | None]] = {"g": ("stage px", None), "m": ("px", "uint8")}
     formula = declare({"stage": "bits(m, 4, 4)", "v": "g[stage] + raw"}, constants=constants)
     m = np.where(np.arange(PIXELS) < 192, 0x13, np.arange(PIXELS) & 0xFF).astype(np.uint8)
     arrays = {"raw": words(), "g": planes(3), "m": m}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,7 +23,7 @@ MAX_SELECTED_AXES = 3
 FRAME = "frame"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[1-9][0-9]{0,2})?")
-NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?")
 RESERVED = frozenset({"and", "or", "not", FRAME, "missing", "clipped", "no_value", *OPERATIONS})
 STORED_BESIDE = frozenset(
     [
@@ -108,6 +109,7 @@ def check(formula: Formula) -> CheckedFormula:
     needs: dict[str, frozenset[str]] = {}
     for step in formula.steps:
         types[step.name], needs[step.name] = _check_step(step, types, needs)
+    _check_anonymous(formula)
     _check_outputs(formula, types)
     _check_flags(formula, types)
     return CheckedFormula(pixel_dims, MappingProxyType(types), MappingProxyType(needs))
@@ -154,7 +156,10 @@ def declare_pixel_dims(inputs: tuple[Input, ...]) -> tuple[str, ...]:
     if len(layouts) != 1:
         problem = "all words must have the same dims" if layouts else "no input has dims (frame, ...): no raw words"
         raise FormulaError(problem, where="inputs")
-    return layouts.pop()[1:]
+    dims = layouts.pop()
+    if len(set(dims)) != len(dims):
+        raise FormulaError("the words have a dim twice", where="inputs")
+    return dims[1:]
 
 
 def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tuple[str, Type]]:
@@ -169,6 +174,8 @@ def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tu
             taken.add(item.name)
             rule = _input_axes if isinstance(item, Input) else _constant_axes
             yield item.name, _declared(item, rule(item.dims, pixel_dims, where), where)
+    if sum(len(t.entries) for t in formula.tables) > MAX_TABLE:
+        raise FormulaError(f"more than {MAX_TABLE} entries in all tables", where="tables")
     for table in formula.tables:
         where = f"tables.{table.name}"
         check_name(table.name, where, taken)
@@ -177,7 +184,7 @@ def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tu
             raise FormulaError(f"a table has 1 to {MAX_TABLE} entries", where=where)
         if not all(-(2**31) <= e < 2**31 for e in table.entries):
             raise FormulaError("an entry does not fit int32", where=where)
-        yield table.name, Type("table", entries=table.entries)
+        yield table.name, Type("table", low=min(table.entries), high=max(table.entries), entries=table.entries)
 
 
 def _input_axes(dims: tuple[str, ...], pixel_dims: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -221,6 +228,14 @@ def _check_step(step: Step, types: dict[str, Type], needs: dict[str, frozenset[s
     return kind, frozenset({step.name}).union(*(needs.get(n, frozenset({n})) for n in names))
 
 
+def _check_anonymous(formula: Formula) -> None:
+    """An anonymous step is part of one expression: written out twice, text would grow without bounds."""
+    uses = Counter(argument for step in formula.steps for argument in step.arguments if "." in argument)
+    for step in formula.steps:
+        if "." in step.name and uses[step.name] != 1:
+            raise FormulaError("an anonymous step must be used exactly once", where=f"steps.{step.name}")
+
+
 def step_type(step: Step, types: Mapping[str, Type]) -> Type:
     """Type of a step's value, from the types of everything before it; raises FormulaError."""
     where = f"steps.{step.name}"
@@ -251,7 +266,7 @@ def _check_outputs(formula: Formula, types: dict[str, Type]) -> None:
         raise FormulaError("an output is named twice", where="outputs")
     for output in formula.outputs:
         where = f"outputs.{output.name}"
-        if output.name not in steps:
+        if output.name not in steps or "." in output.name:
             raise FormulaError("an output is the name of a step", where=where)
         _check_output(output, types[output.name], where)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +14,9 @@ from gaincal.formulas.expression import parse, render
 from gaincal.formulas.formula import FORMAT_VERSION, Constant, Flag, Formula, Input, Output, Step, Table
 from gaincal.formulas.operations import Type
 
-MAX_DOCUMENT = 262_144
+MAX_DOCUMENT = 4 << 20
+_LONG_KEY = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
+"""No formula has such a dotted key, on which tomllib spends quadratic time."""
 _SECTIONS = ("formula", "inputs", "constants", "tables", "steps", "outputs", "flags")
 
 
@@ -33,13 +37,15 @@ class _Section:
         value = self.content.pop(key)
         if type(value) is not kind:
             raise FormulaError(f"must be a {kind.__name__}, not a {type(value).__name__}", where=where)
-        return value
+        return _bounded(value, where)
 
     def text(self, key: str, default: object = ...) -> str:
         return str(self.take(key, str, default))
 
     def integer(self, key: str, default: object = ...) -> int:
-        return int(str(self.take(key, int, default)))
+        value = self.take(key, int, default)
+        assert isinstance(value, int)
+        return value
 
     def truth(self, key: str, default: bool) -> bool:
         return bool(self.take(key, bool, default))
@@ -48,27 +54,36 @@ class _Section:
         return tuple(str(v) for v in self._list(key, str))
 
     def integers(self, key: str) -> tuple[int, ...]:
-        return tuple(int(str(v)) for v in self._list(key, int))
+        return tuple(v for v in self._list(key, int) if isinstance(v, int))
 
     def _list(self, key: str, kind: type) -> list[object]:
         values = self.take(key, list)
         assert isinstance(values, list)
         if not all(type(v) is kind for v in values):
             raise FormulaError(f"must be a list of {kind.__name__}", where=f"{self.where}.{key}")
-        return values
+        return [_bounded(v, f"{self.where}.{key}") for v in values]
 
     def section(self, key: str) -> _Section:
         return _Section(self.content.pop(key, {}), f"{self.where}.{key}" if self.where else key)
 
     def done(self) -> None:
         for key in self.content:
-            raise FormulaError("unknown key", where=f"{self.where}.{key}" if self.where else key)
+            raise FormulaError("unknown key", where=f"{self.where}.{key}" if self.where else key or "''")
+
+
+def _bounded(value: object, where: str) -> object:
+    """Integers of TOML have 64 bits; Python's would be printed at any length."""
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise FormulaError("an integer beyond 64 bits", where=where)
+    return value
 
 
 def read_file(path: Path) -> Formula:
     """Read a formula from a TOML file of UTF-8 text."""
     with path.open("rb") as stream:
         content = stream.read(MAX_DOCUMENT + 1)
+    if len(content) > MAX_DOCUMENT:
+        raise FormulaError(f"longer than {MAX_DOCUMENT} bytes", where=str(path))
     try:
         return read_document(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -79,6 +94,8 @@ def read_document(text: str) -> Formula:
     """Turn the TOML face into a checked formula; raises FormulaError with the place."""
     if len(text) > MAX_DOCUMENT:
         raise FormulaError(f"longer than {MAX_DOCUMENT} characters", where="document")
+    if _LONG_KEY.search(text):
+        raise FormulaError("a dotted key of more than 16 parts", where="document")
     try:
         document = _Section(tomllib.loads(text), "")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
@@ -182,9 +199,34 @@ def _output(name: str, section: _Section) -> Output:
     default = section.truth("default", False)
     fill = section.integer("fill") if "fill" in section.content else None
     others = section.section("alternatives")
-    alternatives = tuple((other, others.integer(other)) for other in list(others.content))
+    alternatives = tuple((other, _fill(other, others)) for other in list(others.content))
     section.done()
     return Output(name, units, dtype, fill, default, alternatives)
+
+
+def _fill(dtype: str, section: _Section) -> int | None:
+    """The fill of a further dtype; ``nan`` for a floating-point one."""
+    value = section.content.get(dtype)
+    if isinstance(value, float) and math.isnan(value):
+        section.content.pop(dtype)
+        return None
+    return section.integer(dtype)
+
+
+def check_text(formula: Formula) -> None:
+    """Refuse steps that their own text would not give again, within its limits; raises FormulaError."""
+    types = {name: kind for name, kind in formula.checked.types.items() if name not in formula.checked.needs}
+    conditions = {name: f"flags.{name}" for name in _conditions(formula)}
+    given = []
+    for name, text in _texts(formula).items():
+        _, steps = parse(name, text, types, conditions.get(name, f"steps.{name}"))
+        given += steps
+        types |= {step.name: formula.checked.types[step.name] for step in steps if step.name in formula.checked.types}
+    if tuple(given) != formula.steps:
+        raise FormulaError("are not in the order that their text gives", where="steps")
+    behind = [s.name in conditions for s in formula.steps if "." not in s.name]
+    if behind != sorted(behind):
+        raise FormulaError("the steps of flags come last", where="steps")
 
 
 def write_document(formula: Formula) -> str:
@@ -225,8 +267,13 @@ def _texts(formula: Formula) -> dict[str, str]:
     return {s.name: render(s, inline, words) for s in formula.steps if s.name not in inline}
 
 
+def _conditions(formula: Formula) -> set[str]:
+    """Steps that are written as the `when` of the flag they are named after."""
+    return {f.name for f in formula.flags if f.when == f.name}
+
+
 def _step_lines(formula: Formula) -> list[str]:
-    conditions = {f.name for f in formula.flags}
+    conditions = _conditions(formula)
     return [f"{n} = {_quoted(t)}" for n, t in _texts(formula).items() if n not in conditions]
 
 
@@ -234,7 +281,8 @@ def _output_line(output: Output) -> str:
     parts = [f"units = {_quoted(output.units)}", f"dtype = {_quoted(output.dtype)}"]
     parts += [f"fill = {output.fill}"] if output.fill is not None else []
     if output.alternatives:
-        parts.append("alternatives = { " + ", ".join(f"{d} = {f}" for d, f in output.alternatives) + " }")
+        others = (f"{dtype} = {'nan' if fill is None else fill}" for dtype, fill in output.alternatives)
+        parts.append(f"alternatives = {{ {', '.join(others)} }}")
     parts += ["default = true"] if output.default else []
     return f"{output.name} = {{ {', '.join(parts)} }}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +120,14 @@ class Formula:
     flags: tuple[Flag, ...]
 
     def __post_init__(self) -> None:
+        from gaincal.formulas.document import check_text
+
         _ = self.checked
+        check_text(self)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Without what is cached; the other process checks again.
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
 
     @classmethod
     def from_toml(cls, text: str) -> Formula:

@@ -171,6 +171,8 @@ def _maximum(a: tuple[Type, ...]) -> Type:
 
 
 def _clip(a: tuple[Type, ...]) -> Type:
+    _number(a, "clip")
+    _common_unit(a, "clip")
     return _minimum((_maximum(a[:2]), a[2]))
 
 
@@ -239,10 +241,14 @@ def _lookup(a: tuple[Type, ...]) -> Type:
     if a[0].kind != "table":
         raise OperationError("the first argument of lookup is the name of a table")
     _need(a[1:], ("integer",), "lookup")
-    possible = list(a[0].entries[max(a[1].low, 0) : max(a[1].high + 1, 0)])
-    if a[1].low < 0 or a[1].high >= len(a[0].entries):
-        possible.append(NO_STAGE)
-    return Type("integer", a[1].dims, ONE, min(possible), max(possible))
+    table, index = a
+    last = len(table.entries) - 1
+    if index.low == index.high:
+        low = high = table.entries[index.low] if 0 <= index.low <= last else NO_STAGE
+    else:
+        outside = (NO_STAGE,) if index.low < 0 or index.high > last else ()
+        low, high = min((table.low, *outside)), max((table.high, *outside))
+    return Type("integer", index.dims, ONE, low, high)
 
 
 def _select(a: tuple[Type, ...]) -> Type:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from gaincal.formulas.operations import NO_STAGE, Type
 
 NO_VALUE_BIT, CLIPPED_BIT, MISSING_BIT = 29, 30, 31
 RESERVED_FLAGS = {"no_value": NO_VALUE_BIT, "clipped": CLIPPED_BIT, "missing": MISSING_BIT}
+LARGEST = {"float32": 3.4028234663852886e38, "float64": sys.float_info.max}
 Labels = tuple[tuple[int, ...], ...]
 
 
@@ -136,16 +138,22 @@ def _limits(dtype: str, fill: int | None) -> tuple[int, int] | None:
 
 
 def _checked_fill(flagged: float, dtype: str, name: str) -> int | float | None:
-    if math.isnan(flagged):
+    try:
+        number = float(flagged) + 0.0  # never -0.0, which equals 0.0 where programs are told apart
+    except OverflowError:
+        number = math.inf
+    if math.isnan(number):
         if dtype in INTEGER_OUTPUTS:
             raise RequestError(f"output '{name}' is {dtype} and cannot hold NaN for flagged pixels: give a number")
         return None
-    if dtype not in INTEGER_OUTPUTS:
-        return float(flagged)
-    low, high = INTEGER_OUTPUTS[dtype]
-    if not float(flagged).is_integer() or not low <= flagged <= high:
-        raise RequestError(f"output '{name}' is {dtype} and cannot hold {flagged} for flagged pixels")
-    return int(flagged)
+    if dtype in INTEGER_OUTPUTS:
+        low, high = INTEGER_OUTPUTS[dtype]
+        fits = number.is_integer() and low <= number <= high
+    else:
+        fits = abs(number) <= LARGEST[dtype]
+    if not fits:
+        raise RequestError(f"output '{name}' is {dtype} and cannot hold {number} for flagged pixels")
+    return int(number) if dtype in INTEGER_OUTPUTS else number
 
 
 def _program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h5py
@@ -28,18 +29,19 @@ def element_type(place: Place) -> np.dtype[Any]:
     A bit field, an enumeration or a 12-bit integer look like plain integers in NumPy, and are not.
     """
     dataset = place.dataset
-    with_type = dataset.id.get_type()
-    kind = with_type.get_class()
+    stored = dataset.id.get_type()
+    kind = stored.get_class()
     if kind == h5py.h5t.INTEGER:
-        plain = with_type.get_precision() == 8 * with_type.get_size() and with_type.get_offset() == 0
-        if plain and with_type.get_size() in (1, 2, 4, 8):
-            sign = "u" if with_type.get_sign() == h5py.h5t.SGN_NONE else "i"
-            order = ">" if with_type.get_order() == h5py.h5t.ORDER_BE else "<"
-            return np.dtype(f"{order}{sign}{with_type.get_size()}")
+        plain = stored.get_precision() == 8 * stored.get_size() and stored.get_offset() == 0
+        if plain and stored.get_size() in (1, 2, 4, 8):
+            sign = "u" if stored.get_sign() == h5py.h5t.SGN_NONE else "i"
+            order = ">" if stored.get_order() == h5py.h5t.ORDER_BE else "<"
+            return np.dtype(f"{order}{sign}{stored.get_size()}")
     elif kind == h5py.h5t.FLOAT and dataset.dtype.kind == "f" and dataset.dtype.itemsize in (4, 8):
-        return np.dtype(dataset.dtype)
-    elif kind == h5py.h5t.STRING and not with_type.is_variable_str():
-        return np.dtype(f"S{with_type.get_size()}")
+        floating: np.dtype[Any] = dataset.dtype
+        return floating
+    elif kind == h5py.h5t.STRING and not stored.is_variable_str():
+        return np.dtype(f"S{stored.get_size()}")
     elif kind == h5py.h5t.ENUM and dataset.dtype == np.dtype(bool):
         return np.dtype(bool)
     raise place.error("has elements that are neither plain numbers nor fixed-length text", code="odd-type")
@@ -129,6 +131,31 @@ class PlainDataset:
         """Check every chunk; raises FileError at the first that is damaged."""
         self._absent(((0,) * self.dataset.ndim, self.dataset.shape))
 
+    def copy_to(self, group: h5py.Group, name: str, after_chunk: Callable[[], None]) -> None:
+        """Copy the dataset as it is stored, every chunk checked and none decoded; what was never written stays so.
+
+        HDF5's own copy crashes on filtered chunks that happen to be in its cache.
+        """
+        space = h5py.h5s.create_simple(self.dataset.shape)
+        plist = self.dataset.id.get_create_plist()
+        copy = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), self.dataset.id.get_type(), space, plist))
+        if self.chunks is None:
+            if self._stored():
+                copy[...] = self.read_all()
+            return
+        for offset in self._offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
+            if self._check(offset):
+                with reading(self.place.file, self.place.path):
+                    stored = self.dataset.id.read_direct_chunk(offset)[1]
+                copy.id.write_direct_chunk(offset, stored)
+                after_chunk()
+
+    def _offsets(self, box: Box) -> Iterator[tuple[int, ...]]:
+        """Where the chunks begin that a box touches."""
+        ranges = [range(s // c, -(-(s + n) // c)) for s, n, c in zip(*box, self.chunks, strict=True)]
+        for cell in np.ndindex(*(len(r) for r in ranges)):
+            yield tuple(int(r[k] * c) for r, k, c in zip(ranges, cell, self.chunks, strict=True))
+
     def _stored(self) -> bool:
         """Whether a dataset without chunks has its values."""
         needed = self.dataset.size * self.dtype.itemsize
@@ -138,12 +165,7 @@ class PlainDataset:
         """Parts of a box that were never written; checks every chunk that the box touches."""
         if self.chunks is None:
             return [] if self._stored() else [box]
-        ranges = [range(s // c, -(-(s + n) // c)) for s, n, c in zip(*box, self.chunks, strict=True)]
-        absent = []
-        for cell in np.ndindex(*(len(r) for r in ranges)):
-            offset = tuple(r[k] * c for r, k, c in zip(ranges, cell, self.chunks, strict=True))
-            if not self._check(offset):
-                absent.append(intersection((offset, self.chunks), box))
+        absent = [intersection((o, self.chunks), box) for o in self._offsets(box) if not self._check(o)]
         return [b for b in absent if b is not None]
 
     def _check(self, offset: tuple[int, ...]) -> bool:

@@ -186,9 +186,7 @@ def _copy_words(written: AtomicFile, raw: h5py.Group, content: Content) -> None:
     if source is None or source.place.item != content.place.item:
         problem = "is a virtual dataset, whose pieces cannot be copied as they are"
         raise content.place.error(problem, "link it, without --copy-raw", code="virtual")
-    source.check_chunks()  # nothing damaged is copied
-    raw.copy(source.dataset, raw, names.RAW_FIELD, without_attrs=True)
-    written.check()
+    source.copy_to(raw, names.RAW_FIELD, written.check)
 
 
 def _outside(target: Path, content: Content) -> list[str]:

@@ -1,0 +1,74 @@
+"""The conformance files: gaincal and a reader that shares nothing with it give the expected bits."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import independent_reader
+from gaincal.errors import GaincalError
+from gaincal.nexus.evaluate import Evaluation
+from gaincal.nexus.read import open_master
+
+FOLDER = Path(__file__).parent.parent / "nexus" / "conformance"
+CASES = ("cells", "jungfrau", "missing", "operations")
+REFUSED = ("checksum", "missing_column", "missing_constant", "operation", "version")
+
+
+def same_bits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def test_no_file_is_missing_and_none_is_forgotten() -> None:
+    expected = {f"{c}.nxs" for c in CASES} | {f"{c}.expected.h5" for c in CASES}
+    assert {p.name for p in FOLDER.iterdir() if p.suffix in (".nxs", ".h5")} == expected | {
+        f"refuse_{r}.nxs" for r in REFUSED
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gaincal_gives_the_expected_bits(case: str) -> None:
+    opened = open_master(FOLDER / f"{case}.nxs")
+    with opened.resolver, h5py.File(FOLDER / f"{case}.expected.h5") as expected:
+        for key in (k for k in expected if not k.endswith("_flags")):
+            name = key.partition(".")[0]
+            program = opened.calibration.program(name, expected[key].dtype.name)
+            evaluation = Evaluation(opened.calibration, opened.words, program)
+            values, flags = evaluation.read((0, 0, 0), evaluation.shape, with_flags=True)
+            assert flags is not None
+            assert same_bits(values, expected[key][()]), key
+            assert same_bits(flags, expected[f"{key}_flags"][()]), key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_independent_reader_gives_the_expected_bits(case: str) -> None:
+    with h5py.File(FOLDER / f"{case}.expected.h5") as expected:
+        for key in (k for k in expected if not k.endswith("_flags")):
+            name, _, _ = key.partition(".")
+            values, flags = independent_reader.read(str(FOLDER / f"{case}.nxs"), name, expected[key].dtype.name)
+            assert same_bits(np.asarray(values), expected[key][()]), key
+            assert same_bits(np.asarray(flags), expected[f"{key}_flags"][()]), key
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_both_readers_refuse(reason: str) -> None:
+    path = FOLDER / f"refuse_{reason}.nxs"
+    with pytest.raises(GaincalError, match=r"refuse_\w+\.nxs"):
+        open_master(path)
+    with pytest.raises((ValueError, KeyError)):
+        independent_reader.read(str(path))
+
+
+def test_the_independent_reader_is_short_and_shares_nothing() -> None:
+    source = Path(independent_reader.__file__).read_text()
+    assert source.count("\n") <= 150
+    tree = ast.parse(source)
+    imported = {n.name for node in ast.walk(tree) if isinstance(node, ast.Import) for n in node.names}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in imported} <= {"h5py", "numpy"} | sys.stdlib_module_names
