@@ -104,7 +104,7 @@ class ViewContract:
         same_bits(view.lazy, view.whole)
         same_bits(view.lazy.values, view.whole)
 
-    @settings(max_examples=25)
+    @settings(max_examples=15)
     @given(data=st.data())
     def test_indexing_equals_numpy(self, view: View, data: st.DataObject) -> None:
         key = data.draw(keys(view.whole.shape))

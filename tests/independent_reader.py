@@ -39,7 +39,7 @@ def find_calibrations(file: h5py.File) -> list[h5py.Group]:
 def check(group: h5py.Group) -> None:
     fields, total = {}, sha256()
     group.visititems(lambda name, item: fields.update({name.encode(): item} if isinstance(item, h5py.Dataset) else {}))
-    checksum = fields.pop(b"checksum")[()].item().decode()
+    checksum = fields.pop(b"integrity/checksum")[()].item().decode()
     for path, field in sorted(fields.items(), key=lambda pair: pair[0]):
         if field.dtype.kind not in "iufSb":
             raise ValueError(f"{field.name}: type {field.dtype} has no place here")

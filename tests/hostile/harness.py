@@ -39,8 +39,10 @@ EXIT_CODES = {"FileError": 4, "TrustError": 5, "BindError": 6, "RequestError": 2
 
 
 def words(seed: int = 1) -> Array:
-    """Words of all stages, none of them missing or zero."""
-    return np.random.default_rng(seed).integers(1, 2**16, SHAPE).astype(np.uint16)
+    """Words of all stages, none of them zero, with noise in the low bits only: every filter can shrink them."""
+    random = np.random.default_rng(seed)
+    stages = np.repeat(random.integers(0, 4, (FRAMES, Y)), X).reshape(SHAPE)
+    return np.asarray(stages << 14 | random.integers(1, 16, SHAPE) << 2 | 0x100, np.uint16)
 
 
 def constants() -> dict[str, Array]:
@@ -137,7 +139,7 @@ def stamp(file: h5py.File, path: str = CALIBRATION) -> None:
     fields: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and name != "checksum":
+        if isinstance(item, h5py.Dataset) and name != "integrity/checksum":
             fields[name] = item
 
     group.visititems(visit)
@@ -151,8 +153,8 @@ def stamp(file: h5py.File, path: str = CALIBRATION) -> None:
         digest.update(f"{name}|{kind}|{','.join(str(n) for n in shape)}|".encode())
         little = data.astype(dtype.newbyteorder("<")) if dtype.kind in "iuf" else data
         digest.update(np.ascontiguousarray(little).tobytes())
-    del group["checksum"]
-    group.create_dataset("checksum", data=np.bytes_("sha256:" + digest.hexdigest()))
+    del group["integrity/checksum"]
+    group.create_dataset("integrity/checksum", data=np.bytes_("sha256:" + digest.hexdigest()))
 
 
 def replace_field(group: h5py.Group, path: str, data: Any, **options: Any) -> None:
@@ -258,9 +260,12 @@ class Case:
         return getattr(self.build, "__name__", "case")
 
 
-def probe(worker: Worker, run: Run, path: Path, trust: tuple[Path, ...] = ()) -> dict[str, Any]:
+def probe(
+    worker: Worker, run: Run, path: Path, trust: tuple[Path, ...] = (), command_line: bool = True
+) -> dict[str, Any]:
     """Do everything with a file that a user can do."""
     request = {
+        "command_line": command_line,
         "do": "probe",
         "path": str(path),
         "reference": str(run.reference),
@@ -280,7 +285,7 @@ def require(run: Run, answer: dict[str, Any], outcome: Refused | Gone | Right) -
         assert answer[verb].get("error") != "traceback", answer[verb]["text"]
         assert "\n" not in answer[verb].get("text", "")
         assert answer[verb]["seconds"] < LIMIT_SECONDS, verb
-    for verb in ("cli info", "cli apply", "cli validate"):
+    for verb in [v for v in answer if v.startswith("cli ")]:
         assert "Traceback" not in answer[verb]["err"], answer[verb]["err"]
         assert answer[verb]["seconds"] < LIMIT_SECONDS, verb
     assert answer["peak"] < PEAK
@@ -302,6 +307,8 @@ def _require_refused(run: Run, answer: dict[str, Any], wanted: Refused) -> None:
     for verb in ("read",) if wanted.reading else ("open", "read", "info"):
         assert {k: answer[verb].get(k) for k in fault} == fault, answer[verb]
     assert wanted.code in _codes(answer, "error"), answer["validate"]
+    if "cli info" not in answer:
+        return
     for verb in ("apply",) if wanted.reading else ("info", "apply"):
         found = answer[f"cli {verb}"]
         assert found["exit"] == EXIT_CODES[wanted.kind], found
@@ -317,10 +324,10 @@ def _codes(answer: dict[str, Any], severity: str) -> list[str]:
     return [code for code, found, _, _ in answer["validate"].get("result", []) if found == severity]
 
 
-def run_case(worker: Worker, unharmed: Run, directory: Path, case: Case) -> None:
+def run_case(worker: Worker, unharmed: Run, directory: Path, case: Case, command_line: bool = True) -> None:
     run = unharmed.copy(directory)
     case.build(run)
-    require(run, probe(worker, run, case.path(run)), case.outcome)
+    require(run, probe(worker, run, case.path(run), command_line=command_line), case.outcome)
 
 
 Edit = list[tuple[int, int]]

@@ -94,7 +94,7 @@ def external_link_for_a_constant(run: Run) -> None:
 
 
 def external_link_for_the_checksum(run: Run) -> None:
-    link(run, run.theirs, "/group/data", f"{CALIBRATION}/checksum")
+    link(run, run.theirs, "/group/data", f"{CALIBRATION}/integrity/checksum")
 
 
 def external_link_for_a_table_of_the_formula(run: Run) -> None:
@@ -362,7 +362,7 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("path", [f"{CALIBRATION}/checksum", "/entry/sample/name"])
+@pytest.mark.parametrize("path", [f"{CALIBRATION}/integrity/checksum", "/entry/sample/name"])
 @pytest.mark.parametrize("make", TEXTS)
 def test_a_text_is_read_with_the_care_of_words(
     make: Callable[[Run, str], None], path: str, worker: Worker, unharmed: Run, tmp_path: Path
@@ -468,6 +468,6 @@ def test_embedding_never_changes_the_words(worker: Worker, unharmed: Run, tmp_pa
 def test_the_checksum_of_this_folder_is_that_of_gaincal(unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
     with h5py.File(run.master, "r+") as file:
-        before = file[f"{CALIBRATION}/checksum"][()]
+        before = file[f"{CALIBRATION}/integrity/checksum"][()]
         stamp(file)
-        assert file[f"{CALIBRATION}/checksum"][()] == before
+        assert file[f"{CALIBRATION}/integrity/checksum"][()] == before

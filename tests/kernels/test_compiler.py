@@ -23,7 +23,7 @@ from helpers import (
     shuffled,
 )
 
-from gaincal.errors import FormulaError
+from gaincal.errors import FormulaError, RequestError
 from gaincal.formulas.catalog import get
 from gaincal.formulas.checks import INTEGER_OUTPUTS, literal_value, step_type
 from gaincal.formulas.formula import Constant, Flag, Formula, Input, Output, Step, Table
@@ -112,7 +112,7 @@ def test_jungfrau_is_the_reference_on_every_word(output: str, dtype: str, grid: 
         assert_same_bits(program, grid.arrays(program, first, last), shape)
 
 
-@pytest.mark.parametrize("flagged", [0.0, -1.0, 7.5, float("inf"), float("nan")])
+@pytest.mark.parametrize("flagged", [0.0, -1.0, 7.5, 3.4028234e38, 0.1, float("nan")])
 def test_jungfrau_is_the_reference_with_any_fill(flagged: float, grid: Grid) -> None:
     program = jungfrau("energy", "float32", flagged)
     assert_same_bits(program, grid.arrays(program, 0xBF00, 0xC100), (512, grid.gain.shape[1]))
@@ -280,14 +280,13 @@ def test_a_literal_beyond_single_is_infinite_without_a_warning() -> None:
         assert_same_bits(program, {"raw": WORDS[None]}, (1, CODES))
 
 
-def test_a_fill_beyond_single_is_infinite_without_a_warning() -> None:
-    program = program_of(declare({"v": "log(raw - 1)"}), flagged=1e300)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_same_bits(program, {"raw": WORDS[None, :99]}, (1, 99))
+@pytest.mark.parametrize("flagged", [1e300, -1e300, float("inf"), float("-inf")])
+def test_a_fill_beyond_single_is_refused(flagged: float) -> None:
+    with pytest.raises(RequestError, match="cannot hold"):
+        program_of(declare({"v": "log(raw - 1)"}), flagged=flagged)
 
 
-def test_the_sign_of_a_zero_fill_is_kept() -> None:
+def test_either_zero_as_a_fill_is_that_of_the_reference() -> None:
     formula = declare({"v": "log(raw - 1)"})
     for flagged in (0.0, -0.0, 0.0):
         assert_same_bits(program_of(formula, flagged=flagged), {"raw": WORDS[None, :99]}, (1, 99))

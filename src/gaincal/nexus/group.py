@@ -151,7 +151,9 @@ def write_calibration(
     }
     fields |= _formula_fields(formula, paths)
     units = {c.name: c.units for c in formula.constants} | {n: u for n, (_, u) in inputs.items()}
-    fields |= {n: values for n, (values, _) in inputs.items()}
+    fields |= {f"{names.GIVEN}/{n}": values for n, (values, _) in inputs.items()}
+    fields[f"{names.INTEGRITY}/algorithm"] = _text("sha256")
+    fields[f"{names.INTEGRITY}/description"] = _text("over all fields of this calibration, see the formula specification")
     for constant in formula.constants:
         bound = constants[constant.name]
         axes = [d for d in constant.dims if d not in formula.checked.pixel_dims]
@@ -211,8 +213,9 @@ def _note_fields(name: str, provenance: Provenance, values: Array) -> dict[str, 
 
 
 def _create_groups(group: h5py.Group, formula: Formula) -> None:
-    for part in (*LAYOUT, TABLES):
+    for part in (*LAYOUT, TABLES, names.GIVEN):
         new_group(group, part, names.PARAMETERS)
+    new_group(group, names.INTEGRITY, names.NOTE)
     for constant in formula.constants:
         data = new_group(group, constant.name, names.DATA)
         data.attrs[names.SIGNAL_ATTRIBUTE] = constant.name
@@ -261,7 +264,7 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
     except FormulaError as error:
         raise place.error(f"formula: {error}", code="formula") from error
     constants = {c.name: _constant(place, fields, formula, c.name) for c in formula.constants}
-    inputs = {i.name: fields[i.name] for i in formula.inputs if i.name in fields}
+    inputs = {i.name: fields[path] for i in formula.inputs if (path := f"{names.GIVEN}/{i.name}") in fields}
     listed = dict(zip((i.name for i in formula.inputs), (str(p) for p in paths), strict=False))
     sources = {c.name: _source_line(fields, c.name) for c in formula.constants}
     return StoredCalibration(place, formula, listed, constants, inputs, sources, checksum)

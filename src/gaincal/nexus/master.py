@@ -218,7 +218,7 @@ def _write_calibration(detector: h5py.Group, raw_path: str, content: Content) ->
         collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
     if formula.name in collection:
         del collection[formula.name]
-    paths = dict.fromkeys(content.words, raw_path) | {name: name for name in content.inputs}
+    paths = dict.fromkeys(content.words, raw_path) | {name: f"{names.GIVEN}/{name}" for name in content.inputs}
     if names.PIXEL_MASK in content.calibration.arrays:
         paths[names.PIXEL_MASK] = f"{detector.name}/{names.PIXEL_MASK}"
     written = Provenance("gaincal", __version__, datetime.now(timezone.utc).isoformat(timespec="seconds"))
