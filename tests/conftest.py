@@ -49,16 +49,21 @@ def detector_formula(detector: str = "module") -> Formula:
 
 
 def make_words(shape: tuple[int, ...], seed: int = 0) -> Array:
-    """Words of all gain codes, every special one among them."""
+    """Words of all gain codes and of every special kind; the first pixel has never a stage, the last always G0."""
     rng = np.random.default_rng(seed)
     words = rng.integers(0, 1 << 16, shape).astype(np.uint16)
     special = rng.choice(np.array([0xC000, 0xFFFF, 0x4000, 0x3FFF, 0x0000, 0x8000], np.uint16), shape)
     mixed: Array = np.where(rng.random(shape) < 0.1, special, words)
+    pixels = mixed.reshape(len(mixed), int(np.prod(shape[1:])))
+    pixels[:, 0], pixels[:, -1] = 0x8123, 0x0BCD
     return mixed
 
 
 def make_constants(pixels: tuple[int, ...], seed: int = 1) -> tuple[Array, Array]:
-    """Pedestal and gain (stage, *pixels), here and there NaN, zero, infinite, or so small that counts overflow."""
+    """Pedestal and gain (stage, *pixels), here and there NaN, zero, infinite, or so small that counts overflow.
+
+    The last pixel has no gain at all.
+    """
     rng = np.random.default_rng(seed)
     shape = (3, *pixels)
     per_stage = (3, *(1 for _ in pixels))
@@ -66,6 +71,7 @@ def make_constants(pixels: tuple[int, ...], seed: int = 1) -> tuple[Array, Array
     gain = rng.normal(1, 0.02, shape) * np.array([41.0, -1.44, -0.1145]).reshape(per_stage)
     odd = rng.choice(np.array([np.nan, 0.0, np.inf, 1e-3, -1e-9]), shape)
     gain = np.where(rng.random(shape) < 0.15, odd, gain)
+    gain.reshape(3, -1)[:, -1] = np.nan
     pedestal[rng.random(shape) < 0.02] = np.nan
     return pedestal.astype(np.float32), gain.astype(np.float32)
 

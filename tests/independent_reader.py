@@ -113,8 +113,8 @@ def logarithm(x: np.ndarray) -> np.ndarray:
     small = 2 * m <= 1.4142135623730951
     f, e = np.where(small, 2 * m, m) - 1, np.where(small, e - 1.0, e)
     s = f / (2 + f)
-    p = (s + s) * np.polyval([1 / (2 * n + 1) for n in range(11, -1, -1)], s * s)
-    p = e * LN2_HIGH + (p + e * LN2_LOW)
+    h, r = (0.5 * f) * f, (s * s + s * s) * np.polyval([1 / (2 * n + 3) for n in range(10, -1, -1)], s * s)
+    p = e * LN2_HIGH - ((h - (s * (h + r) + e * LN2_LOW)) - f)
     return np.select([np.isnan(x) | (x < 0), x == 0, x == np.inf], [np.nan, -np.inf, np.inf], p).astype(x.dtype)
 
 OPERATIONS = {

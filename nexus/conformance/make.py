@@ -1,6 +1,6 @@
 """Make the conformance files.  Run it only to add files: those that exist are never changed.
 
-    python nexus/conformance/make.py
+python nexus/conformance/make.py
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def write_raw(path: Path, words: Array, skip: tuple[int, ...] = (), **fields: Ar
 
 
 def jungfrau(directory: Path, target: Path) -> None:
+    """Every word of the catalogue formula, on awkward constants, with a mask."""
     random = np.random.default_rng(1)
     constants = {n: random.choice(SPECIAL, (3, *SHAPE)) for n in ("pedestal", "gain")}
     constants["pedestal"][:, ::2] = np.array([3000, 14500, 14200], np.float32)[:, None, None]
@@ -152,6 +153,7 @@ def jungfrau(directory: Path, target: Path) -> None:
 
 
 def operations(directory: Path, target: Path) -> None:
+    """Every operation."""
     random = np.random.default_rng(2)
     numbers = np.concatenate([SPECIAL, random.normal(0, 30, 30).astype(np.float32), [0.5, 1.5, 2.5, -0.5, 0.49999997]])
     constants = {n: random.choice(numbers, SHAPE).astype(np.float32) for n in "ab"}
@@ -161,6 +163,7 @@ def operations(directory: Path, target: Path) -> None:
 
 
 def missing(directory: Path, target: Path) -> None:
+    """Frames that were never written."""
     words = all_words()[:6] & np.uint16(0x0FFF)
     raw = write_raw(directory / "raw.h5", words, skip=(1, 4))
     constants = {"pedestal": np.full((3, *SHAPE), 100, np.float32), "gain": np.full((3, *SHAPE), 41, np.float32)}
@@ -168,6 +171,7 @@ def missing(directory: Path, target: Path) -> None:
 
 
 def cells(directory: Path, target: Path) -> None:
+    """Labels, values per frame, integers as a map, double precision."""
     random = np.random.default_rng(3)
     frames = 12
     formula = Formula.from_toml(CELLS)

@@ -137,7 +137,10 @@ class Calibration:
         arrays = {}
         for item in program.given:
             if item.name in words:
-                arrays[item.name] = words[item.name].reshape(count, -1)
+                pixels = int(np.prod(words[item.name].shape[1:]))
+                arrays[item.name] = (
+                    words[item.name].reshape(count, pixels).astype(item.dtype or program.compute, copy=False)
+                )
                 continue
             array, dims = self.arrays[item.name], kinds[item.name].dims
             if dims - {FRAME}:
@@ -177,6 +180,9 @@ def bind(
         If a shape, dtype or label does not fit, or words or constants are missing.
     """
     declared = {i.name: i for i in formula.inputs}
+    if len(layout.pixels) != len(formula.checked.pixel_dims):
+        dims = ", ".join(formula.checked.pixel_dims)
+        raise BindError(f"raw frames are {layout.pixels}, formula '{formula.name}' declares ({dims})")
     for name, dtype in words.items():
         _check_words(declared, name, dtype)
     lacking = [i.name for i in formula.inputs if _is_word(i) and i.name not in words]
@@ -201,7 +207,8 @@ def _check_words(declared: Mapping[str, Input], name: str, dtype: np.dtype[Any])
     if name not in declared or not _is_word(declared[name]):
         raise BindError(f"the formula has no words input '{name}'")
     wanted = declared[name].dtype
-    if wanted is None or dtype.newbyteorder("=") != np.dtype(wanted):
+    fits = dtype.kind == "f" if wanted is None else dtype.newbyteorder("=") == np.dtype(wanted)
+    if not fits:
         raise BindError(f"{name} is {dtype.name}, the formula declares {wanted or 'a real'}")
 
 
@@ -241,7 +248,13 @@ def _converted(name: str, array: Array, dtype: str | None, compute: str) -> Arra
         if array.dtype.kind not in "fiu":
             raise BindError(f"{name} is {array.dtype}, expected numbers")
         with np.errstate(over="ignore"):
-            return np.asarray(array, np.dtype(compute), order="C")
+            return _frozen(np.asarray(array, np.dtype(compute), order="C"))
     if array.dtype.kind not in "iub" or (array.size and (array.min() < 0 or array.max() >= 2 ** WORD_DTYPES[dtype])):
         raise BindError(f"{name} is {array.dtype}, which does not fit the declared {dtype}")
-    return np.asarray(array, np.dtype(dtype), order="C")
+    return _frozen(np.asarray(array, np.dtype(dtype), order="C"))
+
+
+def _frozen(array: Array) -> Array:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -61,6 +61,10 @@ def symlink_to_nowhere(run: Run) -> None:
     run.master.symlink_to("gone.nxs")
 
 
+def device(run: Run) -> None:
+    """Nothing to build."""
+
+
 CASES = [
     *(Case(build, NOT_HDF5) for build in (
         truncated,
@@ -73,7 +77,7 @@ CASES = [
     Case(pipe, Refused("TrustError", "not-a-file")),
     Case(directory, Refused("TrustError", "not-a-file")),
     *(Case(build, Refused("FileError", "not-found")) for build in (gone, symlink_to_itself, symlink_to_nowhere)),
-    Case(lambda run: None, Refused("TrustError", "not-a-file"), lambda run: Path("/dev/zero")),
+    Case(device, Refused("TrustError", "not-a-file"), lambda run: Path("/dev/zero")),
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from hostile.harness import (
     CALIBRATION,
+    CHECKSUM,
     DETECTOR,
     FRAME,
     FRAMES,

@@ -7,7 +7,6 @@ from pathlib import Path
 import h5py
 import pytest
 
-import gaincal
 from gaincal import cli
 from gaincal.errors import TrustError
 from gaincal.inspect import info, validate
@@ -72,7 +71,6 @@ def test_all_verbs_trust_what_they_are_told(other: str, enough: bool, scattered:
     if enough:
         assert info(run.master, trust=trust)["raw"]
         assert open_calibrated(run.master, trust=trust).values.shape[0] == 6
-        assert gaincal.apply.__call__ is not None
         assert [f for f in validate(run.master, trust=trust) if f.severity == "error"] == []
         return
     for verb in (info, open_calibrated):

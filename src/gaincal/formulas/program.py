@@ -126,6 +126,8 @@ def program_for_step(formula: Formula, labels: Mapping[str, Labels], name: str, 
 
     Where words are missing a signed result is -1 ('no stage'), an unsigned one 0.
     """
+    if formula.checked.types[name].kind != "integer":
+        raise ValueError(f"{name} is no integer")
     low, high = INTEGER_OUTPUTS[dtype]
     return _program(formula, labels, name, dtype, NO_STAGE if low < 0 else 0, (low, high), [], False)
 

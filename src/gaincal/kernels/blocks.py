@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,7 @@ PIXELS_PER_TASK = 1 << 14
 def available_threads() -> int:
     """Threads that this process may use: what Slurm granted, else the CPU affinity."""
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(granted) if granted.isdigit() and int(granted) > 0 else len(os.sched_getaffinity(0))
+    return int(granted) if granted.isdecimal() and int(granted) > 0 else len(os.sched_getaffinity(0))
 
 
 def evaluate(
@@ -58,6 +58,10 @@ def evaluate(
         kernel(addresses.ctypes.data, frames, pixels, 0, pixels)
         return
     jobs = [_pool(os.getpid(), threads).submit(kernel, addresses.ctypes.data, frames, pixels, *t) for t in tasks]
+    try:
+        wait(jobs)
+    finally:
+        wait(jobs)  # interrupted or not: they write into arrays that must outlive them
     for job in jobs:
         job.result()
 
@@ -77,8 +81,8 @@ def _check_shapes(program: Program, given: list[Array], value: Array, flags: npt
     for result, dtype in ((value, program.dtype), (flags, "uint32")):
         if result is None:
             continue
-        if result.dtype != dtype or result.shape != value.shape or not result.flags.c_contiguous:
-            raise ValueError(f"a result must be a contiguous {dtype}{value.shape}")
+        if result.dtype != dtype or result.shape != value.shape or not result.flags.carray:
+            raise ValueError(f"a result must be a contiguous, writable {dtype}{value.shape}")
 
 
 def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool) -> Any:
@@ -92,7 +96,7 @@ def _split(frames: int, pixels: int, threads: int) -> list[tuple[int, int]]:
     """Ranges of pixels: each task keeps its own constants in its cache, for all frames."""
     worthwhile = max(1, frames * pixels // MIN_WORDS_PER_TASK)
     count = min(worthwhile, -(-pixels // PIXELS_PER_TASK)) if threads > 1 else 1
-    if count == 1:
+    if count <= 1:
         return [(0, pixels)]
     step = -(-pixels // count // PIXELS_PER_TASK) * PIXELS_PER_TASK
     return [(first, min(first + step, pixels)) for first in range(0, pixels, step)]

@@ -174,7 +174,7 @@ class _Emitter:
 
     def _elsewhere(self, lowering: Lowering, shortcut: Shortcut, values: dict[str, Value]) -> Value:
         """Whether any pixel of a vector lies outside the bounds of the shortcut."""
-        value, kind = values[shortcut.name], self.types[shortcut.name]
+        value, kind = lowering.splat(values[shortcut.name]), self.types[shortcut.name]
         outside = lowering.constant(lowering.vector(BIT), 0)
         if shortcut.low > kind.low:
             outside = self.b.or_(outside, lowering.compare("<", value, lowering.constant(value.type, shortcut.low)))

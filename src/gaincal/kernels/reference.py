@@ -31,7 +31,8 @@ def evaluate(program: Program, arrays: Arrays) -> tuple[Array, npt.NDArray[np.ui
     -------
     value : ndarray (frame, pixel) of the program's dtype
     flags : ndarray (frame, pixel) of uint32
-        One bit per flag, with those of `gaincal.formulas.program.RESERVED_FLAGS`.
+        One bit per flag, with those of `gaincal.formulas.program.RESERVED_FLAGS`.  Both are of
+        length 1 along a dim on which nothing depends.
     """
     with np.errstate(all="ignore"):
         return _Evaluation(program, arrays).run()
@@ -108,7 +109,7 @@ class _Evaluation:
         if limits is not None:
             low, high = limits
             exact = value if value.dtype == np.int64 else np.where(empty, 0, value).astype(np.float64)
-            clipped = ~empty & ~void & ((exact < low) | (exact > high))
+            clipped = ~empty & ~void & ((exact < low) | (exact > high)) & self.program.voiding
             flags |= clipped.astype(np.uint32) << np.uint32(CLIPPED_BIT)
             result = np.clip(exact, low, high).astype(np.int64).astype(dtype)
         if not self.program.voiding:
@@ -184,10 +185,12 @@ def _log(x: Array) -> Array:
     f = m - 1.0
     s = f / (2.0 + f)
     z = s * s
+    half_square = (0.5 * f) * f
     p = np.full_like(z, t.LOG_SERIES[-1])
     for coefficient in t.LOG_SERIES[-2::-1]:
         p = p * z + coefficient
-    result = exponent * t.LN2_HIGH + ((s + s) * p + exponent * t.LN2_LOW)
+    rest = (z + z) * p
+    result = exponent * t.LN2_HIGH - ((half_square - (s * (half_square + rest) + exponent * t.LN2_LOW)) - f)
     outside = np.where(wide == 0, -np.inf, np.where(wide == np.inf, np.inf, np.nan))
     return np.where(inside, result, outside).astype(x.dtype)
 

@@ -45,6 +45,8 @@ def find_shortcut(program: Program) -> Shortcut | None:
         return None
     name, label = stage
     for candidate, low, high in (*_word_bounds(name, label, kinds, steps), (name, label, label)):
+        if low < kinds[candidate].low or high > kinds[candidate].high:
+            continue  # labels and tables may name what no word can give
         types = _narrowed(program, candidate, low, high)
         if types[name].low == types[name].high == label:
             return Shortcut(candidate, low, high, types)

@@ -74,7 +74,8 @@ class Vectors:
     @staticmethod
     def _number(element: Value, number: int | float) -> Value:
         if element == SINGLE:
-            return ir.Constant(element, float(np.float32(number)))
+            with np.errstate(over="ignore"):  # a number beyond float32 is infinite there
+                return ir.Constant(element, float(np.float32(number)))
         return ir.Constant(element, float(number) if element == DOUBLE else int(number))
 
     @staticmethod

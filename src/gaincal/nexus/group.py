@@ -153,7 +153,7 @@ def write_calibration(
     units = {c.name: c.units for c in formula.constants} | {n: u for n, (_, u) in inputs.items()}
     fields |= {f"{names.GIVEN}/{n}": values for n, (values, _) in inputs.items()}
     fields[f"{names.INTEGRITY}/algorithm"] = _text("sha256")
-    fields[f"{names.INTEGRITY}/description"] = _text("over all fields of this calibration, see the formula specification")
+    fields[f"{names.INTEGRITY}/description"] = _text("over all fields of this calibration")
     for constant in formula.constants:
         bound = constants[constant.name]
         axes = [d for d in constant.dims if d not in formula.checked.pixel_dims]

@@ -1,0 +1,41 @@
+"""One damaged byte anywhere in a self-contained file is an error, a finding, or harmless: never other pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hostile.harness import Edit, Run, Worker, endings
+
+MUTATIONS = 2000
+PROCESSES = 2
+
+
+def mutations(size: int) -> list[Edit]:
+    """Two thousand bytes of a file, each with some other value."""
+    random = np.random.default_rng(2026)
+    return [[(int(random.integers(size)), int(random.integers(1, 256)))] for _ in range(MUTATIONS)]
+
+
+@pytest.mark.slow
+def test_a_damaged_byte_never_changes_pixels_silently(self_contained: Run, tmp_path: Path) -> None:
+    edits = mutations(self_contained.master.stat().st_size)
+    runs = [self_contained.copy(tmp_path / str(k)) for k in range(PROCESSES)]
+    workers = [Worker(self_contained) for _ in runs]
+    parts = [edits[k::PROCESSES] for k in range(PROCESSES)]
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        found = list(pool.map(endings, workers, runs, parts))
+    for process in workers:
+        process.close()
+    ends = [(end, *edit[0], text) for part, done in zip(parts, found, strict=True)
+            for edit, (end, _, text) in zip(part, done, strict=True)]  # fmt: skip
+    counts = Counter(end for end, _, _, _ in ends)
+    print(dict(counts))
+    assert sum(counts.values()) == MUTATIONS
+    assert [e for e in ends if e[0] in ("silent", "traceback", "crash")] == []
+    assert counts["error"] > 0
+    assert counts["same"] > 0
