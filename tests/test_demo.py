@@ -57,7 +57,7 @@ def test_the_master_has_all_outputs_and_ids(made: tuple[Path, list[str]]) -> Non
 
 
 def test_its_master_is_complete(made: tuple[Path, list[str]]) -> None:
-    assert [f.code for f in validate(made[0] / MASTER)] == []
+    assert [f.code for f in validate(made[0] / MASTER) if f.severity != "note"] == []
 
 
 def test_a_second_run_refuses_and_overwriting_replaces(made: tuple[Path, list[str]]) -> None:

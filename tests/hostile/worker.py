@@ -200,15 +200,16 @@ def serve(request: Answer) -> Any:
 
 
 def _killed(request: Answer) -> Answer:
-    """Run a command in a fork, and end it after a delay by a signal: how it ended, None if it was faster."""
+    """Run a command in a fork, and send it a signal some time after a file appears: minus the signal, or its exit code."""
     child = os.fork()
     if child == 0:
-        answer = command(*request["arguments"])
-        os._exit(answer["exit"])
-    os.kill(child, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os._exit(command(*request["arguments"])["exit"])
+    awaited, deadline = Path(request["until"]), time.monotonic() + 10
+    while not awaited.exists() and time.monotonic() < deadline:
+        time.sleep(0.0005)
     time.sleep(request["delay"])
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child, signal.Signals[request["signal"]])
+    os.kill(child, signal.Signals[request["signal"]])
     status = os.waitpid(child, 0)[1]
     return {"status": os.waitstatus_to_exitcode(status)}
 

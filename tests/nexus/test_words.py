@@ -1,0 +1,228 @@
+"""Words are put together from boxes; the last mapping of overlapping ones holds, and what none covers is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gaincal.errors import FileError, TrustError
+from gaincal.nexus.dataset import PlainDataset, intersection
+from gaincal.nexus.trust import Resolver
+from gaincal.nexus.words import Words, mappings
+
+Array = npt.NDArray[Any]
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+SHAPE = (6, 5, 7)
+DATA = np.arange(1, 211, dtype=np.uint16).reshape(SHAPE)
+
+
+def plain(directory: Path, name: str = "a.h5", data: Array = DATA, **options: Any) -> None:
+    with h5py.File(directory / name, "w") as file:
+        file.create_dataset("x", data=data, **options)
+
+
+def virtual(
+    directory: Path,
+    sources: list[tuple[str, Box, Box | None, tuple[int, ...]]],
+    shape: tuple[int, ...] = SHAPE,
+    path: str = "words",
+    dataset: str = "x",
+) -> None:
+    """Mappings (file, target box, source box or all of it, shape of the source)."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    for file, target, source, extent in sources:
+        plist.set_virtual(selected(shape, target), file.encode(), dataset.encode(), selected(extent, source))
+    with h5py.File(directory / "master.h5", "a") as opened:
+        space = h5py.h5s.create_simple(shape)
+        h5py.h5d.create(opened.id, path.encode(), h5py.h5t.STD_U16LE, space, dcpl=plist)
+
+
+def selected(shape: tuple[int, ...], box: Box | None) -> h5py.h5s.SpaceID:
+    space = h5py.h5s.create_simple(shape)
+    if box is not None:
+        space.select_hyperslab(box[0], (1,) * len(shape), block=box[1])
+    return space
+
+
+def whole(shape: tuple[int, ...]) -> Box:
+    return (0,) * len(shape), shape
+
+
+def read(directory: Path, use: Callable[[Words], Any], path: str = "words") -> Any:
+    with Resolver(directory / "master.h5") as resolver:
+        return use(Words(resolver, resolver.get(path)))
+
+
+def everything(words: Words) -> tuple[Array, Array | None]:
+    return words.read((0,) * len(words.shape), words.shape)
+
+
+@pytest.mark.parametrize(("a", "b", "shared"), [
+    (((0,), (5,)), ((3,), (5,)), ((3,), (2,))),
+    (((0,), (5,)), ((5,), (5,)), None),
+    (((0, 0), (4, 4)), ((1, 2), (1, 9)), ((1, 2), (1, 2))),
+    (((0, 0), (4, 4)), ((1, 4), (1, 1)), None),
+    (((2,), (0,)), ((0,), (9,)), None),
+])  # fmt: skip
+def test_boxes_share_a_box_or_nothing(a: Box, b: Box, shared: Box | None) -> None:
+    assert intersection(a, b) == shared
+    assert intersection(b, a) == shared
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (1, 5, 7)}, {"chunks": (4, 2, 3), "compression": "gzip"}])
+@pytest.mark.parametrize("box", [
+    whole(SHAPE), ((2, 0, 0), (1, 5, 7)), ((5, 4, 6), (1, 1, 1)), ((1, 2, 3), (4, 2, 2)), ((0, 0, 0), (0, 5, 7)),
+])  # fmt: skip
+def test_a_box_of_a_plain_dataset(box: Box, options: dict[str, Any], tmp_path: Path) -> None:
+    plain(tmp_path, "master.h5", **options)
+    found, missing = read(tmp_path, lambda words: words.read(*box), "x")
+    np.testing.assert_array_equal(found, DATA[tuple(slice(s, s + n) for s, n in zip(*box, strict=True))])
+    assert missing is None or not missing.any()
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<u4", ">u4"])
+def test_words_come_in_native_byte_order(dtype: str, tmp_path: Path) -> None:
+    plain(tmp_path, "master.h5", DATA.astype(dtype))
+    found, _ = read(tmp_path, everything, "x")
+    assert found.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(found, DATA.astype(dtype))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_scattered_at_random_are_those_of_numpy(seed: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(seed)
+    data = {name: random.integers(1, 60_000, SHAPE).astype(np.uint16) for name in ("a.h5", "b.h5")}
+    for name, values in data.items():
+        plain(tmp_path, name, values, chunks=(2, 3, 4))
+    wanted, covered = np.zeros(SHAPE, np.uint16), np.zeros(SHAPE, bool)
+    sources: list[tuple[str, Box, Box | None, tuple[int, ...]]] = []
+    for _ in range(int(random.integers(1, 9))):
+        count = tuple(int(random.integers(1, n + 1)) for n in SHAPE)
+        target, source = (
+            tuple(int(random.integers(0, n - c + 1)) for n, c in zip(SHAPE, count, strict=True)) for _ in range(2)
+        )
+        name = str(random.choice(["a.h5", "b.h5", "gone.h5"]))
+        sources.append((name, (target, count), (source, count), SHAPE))
+        there = tuple(slice(s, s + c) for s, c in zip(target, count, strict=True))
+        covered[there] = name != "gone.h5"
+        if name in data:
+            wanted[there] = data[name][tuple(slice(s, s + c) for s, c in zip(source, count, strict=True))]
+    wanted[~covered] = 0
+    virtual(tmp_path, sources)
+    for start, count in [whole(SHAPE), ((1, 1, 2), (3, 3, 4)), ((4, 0, 0), (1, 5, 7))]:
+        here = tuple(slice(s, s + c) for s, c in zip(start, count, strict=True))
+        found, missing = read(tmp_path, lambda words, s=start, c=count: words.read(s, c))
+        np.testing.assert_array_equal(found, wanted[here])
+        np.testing.assert_array_equal(np.zeros(count, bool) if missing is None else missing, ~covered[here])
+
+
+def test_the_last_of_overlapping_mappings_holds(tmp_path: Path) -> None:
+    plain(tmp_path)
+    plain(tmp_path, "b.h5", DATA + 1000)
+    corner = ((1, 1, 1), (2, 2, 2))
+    virtual(tmp_path, [("a.h5", whole(SHAPE), None, SHAPE), ("b.h5", corner, corner, SHAPE)])
+    found, missing = read(tmp_path, everything)
+    wanted = DATA.copy()
+    wanted[1:3, 1:3, 1:3] += 1000
+    np.testing.assert_array_equal(found, wanted)
+    assert missing is None
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 5, 7), (1, 6, 5, 7), (6, 5, 7, 1), (6, 1, 5, 1, 7)])
+def test_dims_of_length_one_do_not_matter(shape: tuple[int, ...], tmp_path: Path) -> None:
+    plain(tmp_path, data=DATA.reshape(shape))
+    virtual(tmp_path, [("a.h5", whole(SHAPE), whole(shape), shape)])
+    for box in (whole(SHAPE), ((2, 1, 3), (3, 2, 4)), ((5, 0, 6), (1, 5, 1))):
+        found, missing = read(tmp_path, lambda words, b=box: words.read(*b))
+        np.testing.assert_array_equal(found, DATA[tuple(slice(s, s + n) for s, n in zip(*box, strict=True))])
+        assert missing is None
+
+
+def test_modules_are_stacked_from_files_of_lower_rank(tmp_path: Path) -> None:
+    shape = (6, 2, 5, 7)
+    for k, name in enumerate(("a.h5", "b.h5")):
+        plain(tmp_path, name, DATA + 500 * k)
+    boxes = [((0, k, 0, 0), (6, 1, 5, 7)) for k in range(2)]
+    virtual(tmp_path, [(n, b, None, SHAPE) for n, b in zip(("a.h5", "b.h5"), boxes, strict=True)], shape)
+    found, _ = read(tmp_path, everything)
+    np.testing.assert_array_equal(found, np.stack([DATA, DATA + 500], axis=1))
+    part, _ = read(tmp_path, lambda words: words.read((2, 1, 1, 0), (2, 1, 3, 7)))
+    np.testing.assert_array_equal(part, found[2:4, 1:2, 1:4])
+
+
+def test_virtual_datasets_are_nested_box_in_box(tmp_path: Path) -> None:
+    plain(tmp_path)
+    inner = ((1, 0, 0), (4, 5, 7))
+    virtual(tmp_path, [("a.h5", inner, inner, SHAPE)], path="inner")
+    virtual(tmp_path, [(".", ((0, 0, 0), (3, 5, 7)), ((2, 0, 0), (3, 5, 7)), SHAPE)], path="words", dataset="inner")
+    found, missing = read(tmp_path, everything)
+    np.testing.assert_array_equal(found[:3], DATA[2:5])
+    assert missing is not None
+    np.testing.assert_array_equal(missing.all(axis=(1, 2)), [False] * 3 + [True] * 3)
+    np.testing.assert_array_equal(missing.any(axis=(1, 2)), [False] * 3 + [True] * 3)
+
+
+def test_a_nested_gap_is_a_gap_of_the_whole(tmp_path: Path) -> None:
+    plain(tmp_path)
+    virtual(tmp_path, [("a.h5", ((0, 0, 0), (2, 5, 7)), ((0, 0, 0), (2, 5, 7)), SHAPE)], path="inner")
+    virtual(tmp_path, [(".", whole(SHAPE), whole(SHAPE), SHAPE)], dataset="inner")
+    _, missing = read(tmp_path, everything)
+    assert missing is not None
+    assert missing.sum() == 4 * 35
+
+
+def test_parts_that_no_mapping_covers_are_gaps(tmp_path: Path) -> None:
+    plain(tmp_path)
+    virtual(tmp_path, [("a.h5", ((0, 0, 0), (4, 5, 7)), ((0, 0, 0), (4, 5, 7)), SHAPE)])
+    assert read(tmp_path, lambda words: sum(int(np.prod(p.box[1])) for p in words.gaps)) == 2 * 35
+
+
+def test_a_dataset_that_serves_twice_is_opened_once(tmp_path: Path) -> None:
+    plain(tmp_path)
+    halves = [((0, 0, 0), (3, 5, 7)), ((3, 0, 0), (3, 5, 7))]
+    virtual(tmp_path, [("a.h5", half, half, SHAPE) for half in halves])
+    assert read(tmp_path, lambda words: (len(words.sources), len(words.pieces), words.gaps)) == (1, 2, [])
+
+
+def test_mappings_are_listed_as_boxes(tmp_path: Path) -> None:
+    virtual(tmp_path, [("a%%b.h5", ((1, 0, 0), (2, 5, 7)), ((0, 0, 0), (2, 5, 7)), (3, 5, 7))])
+    with Resolver(tmp_path / "master.h5") as resolver:
+        (found,) = mappings(resolver.get("words"))
+    assert (found.target, found.source) == (((1, 0, 0), (2, 5, 7)), ((0, 0, 0), (2, 5, 7)))
+    assert (found.file, found.path) == ("a%b.h5", "x")
+
+
+@pytest.mark.parametrize(("data", "code"), [
+    (DATA.astype(np.int16), "not-words"), (DATA.astype(np.float32), "not-words"), (DATA.ravel(), "not-words"),
+    (np.array(3, np.uint16), "not-words"),
+])  # fmt: skip
+def test_what_is_no_words_is_refused(data: Array, code: str, tmp_path: Path) -> None:
+    plain(tmp_path, "master.h5", data)
+    with pytest.raises(FileError) as caught:
+        read(tmp_path, everything, "x")
+    assert caught.value.code == code
+
+
+def test_a_chunk_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain(tmp_path, "master.h5", chunks=(1, 5, 7), compression="gzip")
+    looked: list[tuple[int, ...]] = []
+    check = PlainDataset._check_stored
+    monkeypatch.setattr(PlainDataset, "_check_stored", lambda self, o, *r: (looked.append(o), check(self, o, *r))[1])
+    read(tmp_path, lambda words: [everything(words), everything(words), words.read((2, 0, 0), (1, 5, 7))], "x")
+    assert sorted(looked) == [(k, 0, 0) for k in range(6)]
+
+
+def test_more_mappings_than_any_run_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaincal.nexus.words.MAX_MAPPINGS", 1)
+    plain(tmp_path)
+    halves = [((0, 0, 0), (3, 5, 7)), ((3, 0, 0), (3, 5, 7))]
+    virtual(tmp_path, [("a.h5", half, half, SHAPE) for half in halves])
+    with pytest.raises(TrustError, match="mappings") as caught:
+        read(tmp_path, everything)
+    assert caught.value.code == "over-budget"
