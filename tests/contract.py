@@ -84,8 +84,8 @@ def _plain(length: int) -> st.SearchStrategy[Any]:
 
 def _array(length: int) -> st.SearchStrategy[Array]:
     number = st.integers(-length, length - 1) if length else st.nothing()
-    integers = st.lists(number, max_size=2 * length).map(lambda v: np.array(v, np.int64))
-    booleans = st.lists(st.booleans(), min_size=length, max_size=length).map(lambda v: np.array(v, bool))
+    integers = st.lists(number, max_size=8).map(lambda v: np.array(v, np.int64))
+    booleans = st.integers(0, 2**length - 1).map(lambda v: (v >> np.arange(length, dtype=object) & 1).astype(bool))
     return st.one_of(integers, booleans)
 
 
@@ -122,8 +122,12 @@ class ViewContract:
     @given(data=st.data())
     def test_points_equal_numpy(self, view: View, data: st.DataObject) -> None:
         count = data.draw(st.integers(0, 5)) if view.whole.size else 0
-        points = [np.array(data.draw(st.lists(st.integers(-n, n - 1), min_size=count, max_size=count)), np.int64)
-                  if n else np.empty(0, np.int64) for n in view.whole.shape]  # fmt: skip
+        points = [
+            np.array(data.draw(st.lists(st.integers(-n, n - 1), min_size=count, max_size=count)), np.int64)
+            if n
+            else np.empty(0, np.int64)
+            for n in view.whole.shape
+        ]
         wanted = {dim: xr.DataArray(p, dims="point") for dim, p in zip(view.dims, points, strict=True)}
         same_bits(view.lazy.isel(wanted), view.whole[tuple(points)])
 
@@ -164,8 +168,8 @@ class ViewContract:
             same_bits(pool.submit(read, view.lazy, key).result(PATIENCE), view.whole[key])
         same_bits(view.lazy, view.whole)
 
-    @pytest.mark.filterwarnings("ignore:The specified .hunks separate the stored chunks")
-    @pytest.mark.parametrize("chunks", [{}, "auto", 3, {"frame": 1}, {"frame": 3}], ids=str)
+    @pytest.mark.filterwarnings("ignore:The specified .*hunks separate the stored chunks")
+    @pytest.mark.parametrize("chunks", [{}, "auto", 3, {"frame": 1}], ids=str)
     def test_chunks_hold_the_same(self, view: View, chunks: Any) -> None:
         pytest.importorskip("dask")
         chunked = view.open(chunks)

@@ -13,7 +13,16 @@ import hdf5plugin  # noqa: F401  (registers the filters)
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import BITSHUFFLE, FLAG_BITS, PHOTON_ENERGY, Run, build_run, build_virtual_run, detector_formula, make_words
+from conftest import (
+    BITSHUFFLE,
+    FLAG_BITS,
+    PHOTON_ENERGY,
+    Run,
+    build_run,
+    build_virtual_run,
+    detector_formula,
+    make_words,
+)
 from contract import same_bits
 
 from gaincal.apply import apply
@@ -108,8 +117,14 @@ def test_missing_frames_are_counted_and_filled(virtual: Run, out: Path) -> None:
 
 @pytest.mark.parametrize(
     ("frames", "kept"),
-    [((3, 5), slice(3, 5)), ((None, 4), slice(0, 4)), ((9, None), slice(9, 12)), ((-2, None), slice(10, 12)), ((3, 99), slice(3, 12))],
-)  # fmt: skip
+    [
+        ((3, 5), slice(3, 5)),
+        ((None, 4), slice(0, 4)),
+        ((9, None), slice(9, 12)),
+        ((-2, None), slice(10, 12)),
+        ((3, 99), slice(3, 12)),
+    ],
+)
 def test_frames_are_cut_as_a_slice_cuts(
     plain: Run, out: Path, frames: tuple[int | None, int | None], kept: slice
 ) -> None:
@@ -178,8 +193,12 @@ def test_nan_for_flagged_pixels_of_integers_is_refused(plain: Run, out: Path) ->
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"output": "electrons"}, "electrons"), ({"output": "counts", "dtype": "int8"}, "int8"), ({"dtype": "float64"}, "float64")],
-)  # fmt: skip
+    [
+        ({"output": "electrons"}, "electrons"),
+        ({"output": "counts", "dtype": "int8"}, "int8"),
+        ({"dtype": "float64"}, "float64"),
+    ],
+)
 def test_what_is_not_declared_is_refused_by_name(plain: Run, out: Path, options: dict[str, Any], named: str) -> None:
     with pytest.raises(RequestError, match=named):
         apply(plain.master, out, **options)

@@ -127,7 +127,14 @@ def test_embed_says_what_it_made(bench: Bench, gaincal: Command) -> None:
 
 
 def test_embed_prints_json(bench: Bench, gaincal: Command) -> None:
-    options = ("--set", "photon_energy=12.4", "--mask", bench / "mask.npy", "--id", f"n={bench / 'pulses.h5'}::/pulse_id")
+    options = (
+        "--set",
+        "photon_energy=12.4",
+        "--mask",
+        bench / "mask.npy",
+        "--id",
+        f"n={bench / 'pulses.h5'}::/pulse_id",
+    )
     formula = ("--formula", bench.toml, "--copy-raw", "--json")
     result = gaincal("embed", f"{bench.raw}::/data", "-o", bench / "new.nxs", *formula, *bench.constants, *options)
     assert result.code == 0
@@ -315,9 +322,18 @@ def test_what_exists_stays_as_it_was(shared: Bench) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["nonsense", "apply", "apply a.nxs --frames 1", "apply a.nxs --frames a:b", "apply a.nxs --flagged much",
-     "apply a.nxs --jobs 0", "embed raw.h5", "info --nonsense a.nxs", "formula"],
-)  # fmt: skip
+    [
+        "nonsense",
+        "apply",
+        "apply a.nxs --frames 1",
+        "apply a.nxs --frames a:b",
+        "apply a.nxs --flagged much",
+        "apply a.nxs --jobs 0",
+        "embed raw.h5",
+        "info --nonsense a.nxs",
+        "formula",
+    ],
+)
 def test_wrong_usage_is_exit_code_2(gaincal: Command, command: str) -> None:
     result = gaincal(*command.split())
     assert result.code == 2 or (command == "formula" and result.code == 0)
@@ -394,8 +410,16 @@ def _run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-LIGHT = ["--help", "apply --help", "info {m}", "info {m} --json", "validate {m}", "formula list", "formula show {m}",
-         "formula check {t}"]  # fmt: skip
+LIGHT = [
+    "--help",
+    "apply --help",
+    "info {m}",
+    "info {m} --json",
+    "validate {m}",
+    "formula list",
+    "formula show {m}",
+    "formula check {t}",
+]
 
 
 @pytest.mark.parametrize("command", LIGHT)

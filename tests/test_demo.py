@@ -90,10 +90,12 @@ def test_the_picture_is_a_png_of_some_size(made: tuple[Path, list[str]]) -> None
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 def test_the_picture_has_four_panels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib import pyplot
+
     from gaincal import picture
 
     drawn: list[list[str]] = []
-    monkeypatch.setattr(picture.plt, "close", lambda figure: drawn.append([a.get_title() for a in figure.axes]))
+    monkeypatch.setattr(pyplot, "close", lambda figure: drawn.append([a.get_title() for a in figure.axes]))
     photons = np.random.default_rng(0).poisson(0.5, (2, *SHAPE)).astype(np.float32)
     photons[:, 0, 0] = np.nan
     stage = np.zeros(SHAPE, np.int8)
@@ -106,7 +108,7 @@ def test_the_picture_has_four_panels(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_without_matplotlib_the_demo_says_how_to_get_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_module, "find_spec", lambda name: None)
+    monkeypatch.setattr(demo_module, "find_spec", lambda _: None)
     with small_module():
         lines = demo(tmp_path, frames=1)
     assert any("gaincal[plot]" in line for line in lines)

@@ -54,7 +54,8 @@ def test_info_counts_what_is_missing(virtual: Run) -> None:
 
 
 def test_info_says_which_outputs_and_flags_lack_something(own: Run) -> None:
-    embed(own.raw, own.master, formula="jungfrau", constants={"pedestal": own.pedestal, "gain": own.gain}, overwrite=True)
+    maps = {"pedestal": own.pedestal, "gain": own.gain}
+    embed(own.raw, own.master, formula="jungfrau", constants=maps, overwrite=True)
     found = info(own.master)
     outputs = {o["name"]: (o["available"], o["lacking"], o["dtypes"], o["default"]) for o in found["outputs"]}
     assert outputs["energy"] == (True, [], ["float32"], True)
@@ -149,7 +150,8 @@ def test_constants_with_holes_are_noted(plain: Run) -> None:
 
 
 def test_what_cannot_be_computed_is_noted(own: Run) -> None:
-    embed(own.raw, own.master, formula="jungfrau", constants={"pedestal": own.pedestal, "gain": own.gain}, overwrite=True)
+    maps = {"pedestal": own.pedestal, "gain": own.gain}
+    embed(own.raw, own.master, formula="jungfrau", constants=maps, overwrite=True)
     problems = {f.code: f.problem for f in validate(own.master) if f.severity == "note"}
     assert "photon_energy" in problems["output-unavailable"]
     assert "masked" in problems["flag-not-tested"]

@@ -63,7 +63,7 @@ def comparable(content: dict[str, Array]) -> npt.NDArray[np.bool_]:
 
 def _with_gain(content: dict[str, Array]) -> npt.NDArray[np.bool_]:
     stage = np.array([0, 1, 0, 2])[content["raw"] >> 14]
-    return np.isfinite(np.choose(stage, list(content["gain"])))
+    return np.asarray(np.isfinite(np.choose(stage, list(content["gain"]))))
 
 
 def furthest(found: Array, content: dict[str, Array], comparable: npt.NDArray[np.bool_]) -> float:
@@ -103,7 +103,8 @@ def test_flags_are_exactly_those_of_the_words_and_gains(master: Path, content: d
     flags = open_calibrated_dataset(master, "photons")["flags"]
     bits = dict(zip(flags.attrs["flag_meanings"].split(), flags.attrs["flag_masks"], strict=True))
     expected = np.zeros(raw.shape, np.uint32)
-    for name, raised in (("saturated", raw == 0xC000), ("adc_limit", raw == 0x3FFF), ("no_calibration", ~_with_gain(content))):
+    reasons = {"saturated": raw == 0xC000, "adc_limit": raw == 0x3FFF, "no_calibration": ~_with_gain(content)}
+    for name, raised in reasons.items():
         expected[raised] |= bits[name]
     assert np.count_nonzero(raw == 0xC000) == 31
     assert np.count_nonzero(raw == 0x3FFF) == 10

@@ -18,11 +18,12 @@ from gaincal.errors import RequestError
 from gaincal.formulas.program import MISSING_BIT, RESERVED_FLAGS, Program
 from gaincal.kernels.blocks import available_threads
 from gaincal.nexus import names
-from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing
+from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.evaluate import Evaluation, split_frames
+from gaincal.nexus.fields import read_array
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
-from gaincal.nexus.write import copy_tree, field
+from gaincal.nexus.write import array_field, copy_tree, field
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -136,8 +137,7 @@ def apply(
         first, count = _range(frames, master.calibration.layout.frames)
         chosen = Path(target) if target is not None else _beside(Path(path), program.value)
         refuse_existing(chosen, overwrite)
-        if chosen.exists() and os.path.samefile(chosen, path):
-            raise RequestError("the output is the master itself: choose another name")
+        refuse_input(chosen, master.resolver.opened)
         evaluation = Evaluation(master.calibration, master.words, program, jobs or available_threads())
         with atomic_output(chosen, overwrite=overwrite) as written:
             entry = _copy_entry(written.file, master, first, count)
@@ -245,14 +245,14 @@ def _write_mask(detector: h5py.Group, master: Master, tally: _Tally) -> None:
     place = master.resolver.find(names.PIXEL_MASK, master.detector)
     pixels = master.calibration.layout.pixels
     mask = np.zeros(pixels, np.uint32)
-    given = master.calibration.arrays.get(names.PIXEL_MASK)
-    if given is not None and place is not None:
+    given = read_array(place) if place is not None else mask
+    if given.shape == pixels and given.dtype.kind in "iu":
         mask |= given.astype(np.uint32)
     for bit, flag in enumerate(master.calibration.formula.flags):
         if flag.pixel_mask_bit is not None:
             always = (tally.always >> np.uint32(bit)) & np.uint32(1)
             mask |= always << np.uint32(flag.pixel_mask_bit)
-    detector.create_dataset(names.PIXEL_MASK, data=mask, chunks=pixels, compression="gzip", fletcher32=True)
+    array_field(detector, names.PIXEL_MASK, mask, compression="gzip")
 
 
 def _write_range(detector: h5py.Group, program: Program) -> None:
@@ -274,7 +274,7 @@ def _write_frame_numbers(group: h5py.Group, master: Master, frames: tuple[int, i
     numbers |= {name: values[first : first + count] for name, values in master.ids.items()}
     for name, values in numbers.items():
         if name not in group:
-            group.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
+            array_field(group, name, values)
 
 
 def _write_process(entry: h5py.Group, master: Master, program: Program, result: Applied, first: int) -> None:

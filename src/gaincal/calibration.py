@@ -226,6 +226,11 @@ def _bound_input(declared: Mapping[str, Input], name: str, array: Array, formula
 
 def _bound_constant(item: Constant, constant: ConstantMap, formula: Formula, layout: RawLayout) -> Array:
     axes = [d for d in item.dims if d not in formula.checked.pixel_dims]
+    if constant.values.ndim != len(item.dims):
+        wanted = f"({', '.join(item.dims)})"
+        raise BindError(
+            f"{item.name} has shape {constant.values.shape}, raw frames are {layout.pixels}; expected {wanted}"
+        )
     if len(constant.labels) != len(axes):
         raise BindError(f"{item.name} has labels for {len(constant.labels)} axes, expected {', '.join(axes) or 'none'}")
     for axis, labels in zip(axes, constant.labels, strict=True):

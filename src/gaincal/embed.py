@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from gaincal.formulas import catalog
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
-from gaincal.nexus.atomic import atomic_output, refuse_existing
+from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import Provenance
@@ -31,6 +32,8 @@ from gaincal.sources.files import Spec, find_words, load_constant, load_ids, loa
 
 Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | Array
+ID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+RESERVED_VARIABLES = ("flags", "stage")
 PHOTON_ENERGY, WAVELENGTH = "photon_energy", "wavelength"
 BEAM_UNITS = {
     "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
@@ -119,8 +122,6 @@ def embed(
         raise RequestError("give an output file, or in_place, not both")
     target = Path(os.path.realpath(spec.file)) if output is None else Path(output)
     refuse_existing(target, overwrite or in_place)
-    if not in_place and target.exists() and os.path.samefile(target, spec.file):
-        raise RequestError("the output is the raw file itself: use in_place")
     chosen = load_formula(formula)
     with Resolver(spec.file, trust) as resolver, reading(spec.file):
         place = find_words(resolver, spec.path, 1 + len(chosen.checked.pixel_dims))
@@ -133,7 +134,10 @@ def embed(
         bad = _existing_mask(resolver, template, layout) if bad is None else bad
         loaded, provenance = _constants(chosen, constants, layout)
         calibration = _bound(chosen, layout, words, given, bad, loaded)
+        _check_ids(chosen, ids or {})
         numbers = {n: load_ids(Spec.parse(os.fspath(s)), layout.frames) for n, s in (ids or {}).items()}
+        if not in_place:
+            refuse_input(target, [*resolver.opened, *_files(constants, inputs or {}, mask, ids or {})])
         content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
         image = _preview(content)
         start = resolver.master if in_place else None
@@ -201,6 +205,29 @@ def _per_frame(
     return {n: (load_ids(spec, layout.frames), declared[n].units) for n, spec in specs.items()}
 
 
+def _files(
+    constants: Mapping[str, Source],
+    inputs: Mapping[str, str | os.PathLike[str]],
+    mask: str | os.PathLike[str] | None,
+    ids: Mapping[str, str | os.PathLike[str]],
+) -> list[Path]:
+    """The files that constants, inputs, mask and ids come from."""
+    named = [
+        s for s in (*constants.values(), *inputs.values(), *ids.values(), mask) if isinstance(s, str | os.PathLike)
+    ]
+    return [Spec.parse(os.fspath(s)).file for s in named]
+
+
+def _check_ids(formula: Formula, ids: Mapping[str, object]) -> None:
+    taken = {names.RAW_FIELD, FRAME, *RESERVED_VARIABLES, *(o.name for o in formula.outputs)}
+    taken |= {i.name for i in formula.inputs}
+    for name in ids:
+        if not ID_NAME.fullmatch(name) or name in taken:
+            raise RequestError(
+                f"ids cannot be called '{name}': a letter, then letters, digits and _, and no name in use"
+            )
+
+
 def _words_input(formula: Formula) -> str:
     found = [i.name for i in formula.inputs if i.dims == (FRAME, *formula.checked.pixel_dims)]
     if len(found) > 1:
@@ -251,6 +278,8 @@ def _stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
                 if place is None or scale is None:
                     continue
                 values = read_array(place).astype(np.float64).reshape(-1) * scale
+                if not (values.size and np.all(np.isfinite(values) & (values > 0))):
+                    continue
                 energy = names.KEV_ANGSTROM / values if name == "incident_wavelength" else values
                 return energy[0] if energy.size == 1 else energy
     return None

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 def one_line(text: str) -> str:
     """Show untrusted text on one line: whatever cannot be printed becomes an escape."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import h5py
@@ -274,6 +275,10 @@ def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
             where = f"{words.place.file}::{words.place.path}"
             problem = f"words from {piece.box[0]}, {piece.box[1]} of them, are missing: {piece.reason}"
             findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
+        where = f"{words.place.file}::{words.place.path}"
+        for start, count in words.uncovered():
+            problem = f"words from {start}, {count} of them, are in no file"
+            findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
         for done, source in enumerate(words.sources, start=1):
             where = f"{source.place.file}::{source.place.path}"
             if source.unwritten():
@@ -282,10 +287,8 @@ def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
             if not source.pipeline.checksummed:
                 problem = "the words carry no checksum: a flipped bit would go unnoticed"
                 findings.append(Finding("words-unchecked", NOTE, where, problem, "write them with fletcher32"))
-            try:
-                source.check_chunks()
-            except GaincalError as error:
-                findings.append(_finding(error, where))
+            damaged = source.damaged()
+            findings += [_finding(error, where) for error in islice(damaged, MAX_LISTED)]
             if progress is not None:
                 progress(done, len(words.sources))
     return findings

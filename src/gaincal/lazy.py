@@ -283,7 +283,7 @@ class GaincalBackend(BackendEntrypoint):
             variables |= _extras(handle, program)
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         kept = {n: v for n, v in variables.items() if n not in dropped}
-        dataset = xr.Dataset(kept, _coordinates(master), _provenance(master))
+        dataset = xr.Dataset(kept, _coordinates(master, frozenset(variables)), _provenance(master))
         dataset.set_close(handle.close)
         return dataset
 
@@ -324,11 +324,11 @@ def _stage_dtype(formula: Formula, stage: str) -> str:
     return "int8" if kind.low >= -128 and kind.high <= 127 else "int32"
 
 
-def _coordinates(master: Master) -> dict[str, xr.Variable]:
-    """Frame numbers, which survive slicing, and the ids beside the words."""
+def _coordinates(master: Master, taken: frozenset[str]) -> dict[str, xr.Variable]:
+    """Frame numbers, which survive slicing, and the ids beside the words, but none called like a variable."""
     numbers = np.arange(master.calibration.layout.frames)
     coordinates = {FRAME: xr.Variable(FRAME, numbers)}
-    return coordinates | {n: xr.Variable(FRAME, v) for n, v in master.ids.items() if n != FRAME}
+    return coordinates | {n: xr.Variable(FRAME, v) for n, v in master.ids.items() if n not in {FRAME, *taken}}
 
 
 def _provenance(master: Master) -> dict[str, Any]:

@@ -21,10 +21,10 @@ BASE = Formula(
     (
         Step("adc", "bits", ("raw", "0", "14")),
         Step("half", "multiply", ("raw", "0.5")),
-        Step("bad", "equal", ("raw", "0")),
+        Step("empty", "equal", ("raw", "0")),
     ),
     (Output("half", "ADU", "float32", None, True),),
-    (Flag("bad", "bad"),),
+    (Flag("bad", "empty"),),
 )
 RESERVED = sorted({*OPERATIONS, "frame", "missing", "clipped", "no_value"})
 
@@ -53,18 +53,23 @@ def test_good_names(name: str) -> None:
     replace(BASE, constants=(Constant(name, (), "1"),))
     replace(BASE, tables=(Table(name, (0,)),))
     replace(BASE, steps=with_steps(Step(name, "add", ("raw", "1"))))
-    replace(BASE, flags=(Flag(name, "bad"),), steps=BASE.steps)
+    replace(BASE, flags=(Flag(name, "empty"),), steps=BASE.steps)
     replace(BASE, constants=(Constant("c", (name, "y", "x"), "1"),))
 
 
 @pytest.mark.parametrize("name", [*BAD_NAMES, *RESERVED])
 def test_bad_and_reserved_names_are_refused_with_their_place(name: str) -> None:
+    shown = {"a\n": "a\\n", "a\0": "a\\x00"}.get(name, name)
     assert refusal(BASE, name=name).where == "formula.name"
-    assert refusal(BASE, inputs=(*BASE.inputs, Input(name, (), "1"))).where == f"inputs.{name}"
-    assert refusal(BASE, constants=(Constant(name, (), "1"),)).where == f"constants.{name}"
-    assert refusal(BASE, tables=(Table(name, (0,)),)).where == f"tables.{name}"
-    assert refusal(BASE, steps=with_steps(Step(name, "add", ("raw", "1")))).where == f"steps.{name}"
-    assert refusal(BASE, flags=(Flag(name, "bad"),)).where == f"flags.{name}"
+    errors = {
+        f"inputs.{shown}": refusal(BASE, inputs=(*BASE.inputs, Input(name, (), "1"))),
+        f"constants.{shown}": refusal(BASE, constants=(Constant(name, (), "1"),)),
+        f"tables.{shown}": refusal(BASE, tables=(Table(name, (0,)),)),
+        f"steps.{shown}": refusal(BASE, steps=with_steps(Step(name, "add", ("raw", "1")))),
+        f"flags.{shown}": refusal(BASE, flags=(Flag(name, "empty"),)),
+    }
+    assert [error.where for error in errors.values()] == [*errors]
+    assert all(str(error).isprintable() and str(error).startswith(where) for where, error in errors.items())
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -73,7 +78,7 @@ def test_bad_names_of_dims_are_refused(name: str) -> None:
     assert refusal(BASE, inputs=(Input("raw", ("frame", name), "ADU", "uint16"),)).where == "inputs.raw"
 
 
-BESIDE = "formula inputs constants tables steps outputs flags checksum applied description program version date"
+BESIDE = "formula inputs constants tables steps outputs flags integrity given applied description program version date"
 
 
 @pytest.mark.parametrize("name", [*BESIDE.split(), "fit_formula_description", "_source", "a_source", "raw_source"])
@@ -82,9 +87,9 @@ def test_inputs_and_constants_are_not_named_like_what_a_file_keeps_beside_them(n
     assert refusal(BASE, constants=(Constant(name, (), "1"),)).where == f"constants.{name}"
 
 
-@pytest.mark.parametrize("dims", [("given",), ("given", "y", "x"), ("stage", "given", "y", "x")])
+@pytest.mark.parametrize("dims", [("held",), ("held", "y", "x"), ("stage", "held", "y", "x")])
 def test_a_constant_is_not_named_like_one_of_its_dims(dims: tuple[str, ...]) -> None:
-    assert refusal(BASE, constants=(Constant("given", dims, "1"),)).where == "constants.given"
+    assert refusal(BASE, constants=(Constant("held", dims, "1"),)).where == "constants.held"
     replace(BASE, constants=(Constant("other", dims, "1"),))
 
 
@@ -92,7 +97,7 @@ def test_a_constant_is_not_named_like_one_of_its_dims(dims: tuple[str, ...]) -> 
 def test_a_name_is_used_once(taken: str) -> None:
     if taken != "adc":
         assert "used twice" in refusal(BASE, steps=with_steps(Step(taken, "add", ("raw", "1")))).problem
-    assert "used twice" in refusal(BASE, flags=(Flag(taken, "bad"),)).problem
+    assert "used twice" in refusal(BASE, flags=(Flag(taken, "empty"),)).problem
     if taken in ("raw", "photon_energy"):
         assert "used twice" in refusal(BASE, constants=(Constant(taken, (), "1"),)).problem
         assert "used twice" in refusal(BASE, inputs=(*BASE.inputs, Input(taken, (), "1"))).problem
@@ -100,7 +105,7 @@ def test_a_name_is_used_once(taken: str) -> None:
 
 
 def test_two_flags_of_one_name_are_refused() -> None:
-    assert refusal(BASE, flags=(Flag("a", "bad"), Flag("a", "bad"))).where == "flags.a"
+    assert refusal(BASE, flags=(Flag("a", "empty"), Flag("a", "empty"))).where == "flags.a"
 
 
 def numbered(kind: str, count: int) -> dict[str, object]:
@@ -116,7 +121,7 @@ def numbered(kind: str, count: int) -> dict[str, object]:
         case "steps":
             return {"steps": (*BASE.steps, *(Step(f"s{k}", "add", ("raw", "1")) for k in n))[:count]}
         case "flags":
-            return {"flags": tuple(Flag(f"f{k}", "bad") for k in n)}
+            return {"flags": tuple(Flag(f"f{k}", "empty") for k in n)}
     steps = tuple(Step(f"s{k}", "add", ("raw", "1")) for k in n)
     return {"steps": steps, "outputs": tuple(Output(f"s{k}", "ADU", "float32", None, k == 0) for k in n), "flags": ()}
 
@@ -135,8 +140,16 @@ def test_tables_have_1_to_65536_entries_of_int32() -> None:
     many = tuple(range(65_536))
     for entries in ((0,), many, (-(2**31), 2**31 - 1)):
         replace(BASE, tables=(Table("t", entries),))
-    for entries in ((), (*many, 0), (-(2**31) - 1,), (2**31,)):
+    for entries in ((), (-(2**31) - 1,), (2**31,)):
         assert refusal(BASE, tables=(Table("t", entries),)).where == "tables.t"
+    assert refusal(BASE, tables=(Table("t", (*many, 0)),)).where == "tables"
+
+
+def test_all_tables_together_have_at_most_65536_entries() -> None:
+    most = tuple(Table(f"t{k}", (k,) * 1024) for k in range(64))
+    assert sum(len(t.entries) for t in replace(BASE, tables=most).tables) == 65_536
+    error = refusal(BASE, tables=(*most[:-1], Table("last", (0,) * 1025)))
+    assert (error.where, "65536 entries in all tables" in error.problem) == ("tables", True)
 
 
 def test_titles_end_at_200_printable_characters() -> None:
@@ -183,7 +196,7 @@ def test_a_formula_without_words_is_refused(dims: tuple[str, ...]) -> None:
 )
 def test_the_dims_of_the_words_are_distinct_and_frame_comes_once(dims: tuple[str, ...]) -> None:
     error = refusal(BASE, inputs=(Input("raw", dims, "ADU", "uint16"), BASE.inputs[1]), constants=())
-    assert error.where.startswith("inputs")
+    assert (error.where, "dim twice" in error.problem) == ("inputs", True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -205,7 +218,7 @@ def test_any_number_of_pixel_dims(count: int) -> None:
     ],
 )
 def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None:
-    kind = replace(BASE, constants=(Constant("given", dims, "1"),)).checked.types["given"]
+    kind = replace(BASE, constants=(Constant("held", dims, "1"),)).checked.types["held"]
     assert (kind.axes, kind.dims) == (axes, frozenset(dims) - {*axes})
 
 
@@ -218,7 +231,7 @@ def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None
     ],
 )
 def test_other_dims_of_constants_are_refused(dims: tuple[str, ...]) -> None:
-    assert refusal(BASE, constants=(Constant("given", dims, "1"),)).where == "constants.given"
+    assert refusal(BASE, constants=(Constant("held", dims, "1"),)).where == "constants.held"
 
 
 @pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 65_535), ("uint32", 2**32 - 1)])
@@ -255,7 +268,7 @@ def test_two_defaults_or_one_name_twice_are_refused() -> None:
     assert refusal(BASE, outputs=(half, replace(half, default=False))).where == "outputs"
 
 
-@pytest.mark.parametrize("name", ["raw", "pedestal", "stage_of_code", "nothing", "bad", ""])
+@pytest.mark.parametrize("name", ["raw", "pedestal", "stage_of_code", "nothing", "bad", "empty", ""])
 def test_an_output_is_a_numeric_step(name: str) -> None:
     assert refusal(BASE, outputs=(Output(name, "1", "float32", None, True),)).where == f"outputs.{name}"
 
@@ -321,8 +334,8 @@ def test_a_dtype_is_offered_once() -> None:
         (Step("n", "round_half_away", ("half",)), True),
         (Step("n", "max", ("raw", "2.0")), True),
         (Step("n", "max", ("raw", "2.5")), False),
-        (Step("n", "where", ("bad", "raw", "-1.0")), True),
-        (Step("n", "where", ("bad", "raw", "half")), False),
+        (Step("n", "where", ("empty", "raw", "-1.0")), True),
+        (Step("n", "where", ("empty", "raw", "half")), False),
     ],
 )
 def test_an_integer_output_is_an_integer_or_whole(step: Step, whole: bool) -> None:
@@ -341,7 +354,7 @@ def test_a_flag_is_a_logical_step(when: str) -> None:
 
 @pytest.mark.parametrize("bit", range(-2, 34))
 def test_pixel_mask_bits_are_those_of_nxmx(bit: int) -> None:
-    flags = (Flag("bad", "bad", True, bit),)
+    flags = (Flag("bad", "empty", True, bit),)
     if bit in (0, 1, 2, 3, 4, 6, 8, 31):
         assert replace(BASE, flags=flags).flags == flags
     else:
@@ -358,7 +371,7 @@ def test_needs_are_all_that_a_step_depends_on() -> None:
     steps = with_steps(Step("more", "add", ("half", "adc")), Step("most", "subtract", ("more", "2")))
     needs = replace(BASE, steps=steps).checked.needs
     assert needs["most"] == {"most", "more", "half", "adc", "raw"}
-    assert needs["bad"] == {"bad", "raw"}
+    assert needs["empty"] == {"empty", "raw"}
 
 
 def test_bounds_of_integers_end_at_2_to_the_53_whatever_the_steps() -> None:
@@ -381,6 +394,8 @@ def test_integer_literals_end_at_2_to_the_53(sign: str) -> None:
     ("argument", "value"),
     [
         *(("0", 0), ("-7", -7), ("2.0", 2.0), ("1e5", 1e5), ("-1.5E-3", -0.0015)),
+        *(("9" * 31, 10**31 - 1), ("-" + "9" * 31, 1 - 10**31), ("9" * 31 + ".5", 1e31)),
+        *(("9" * 32, None), ("-" + "9" * 32, None), ("9" * 32 + ".5", None), ("9" * 32 + "e0", None)),
         *(("x", None), ("01", None), ("", None), ("1.", None), ("+1", None), ("nan", None)),
     ],
 )
@@ -396,6 +411,56 @@ def test_literals_know_their_value() -> None:
             literal_type(value)
 
 
-@pytest.mark.parametrize("argument", ["1" * 5000, "-" + "9" * 20_000])
-def test_an_endless_literal_is_refused_as_any_other(argument: str) -> None:
-    assert refusal(BASE, steps=with_steps(Step("n", "max", ("half", argument)))).where == "steps.n"
+@pytest.mark.parametrize("argument", ["1" * 32, "-" + "9" * 32, "1" * 5000, "-" + "9" * 20_000])
+def test_a_literal_of_more_than_31_digits_is_an_undefined_name(argument: str) -> None:
+    error = refusal(BASE, steps=with_steps(Step("n", "max", ("half", argument))))
+    assert (error.where, "is not defined before" in error.problem) == ("steps.n", True)
+
+
+ONE_PART = (Step("n.1", "add", ("raw", "1")), Step("n", "multiply", ("n.1", "2")))
+
+
+def test_an_anonymous_step_is_used_exactly_once() -> None:
+    replace(BASE, steps=with_steps(*ONE_PART))
+    unused = (ONE_PART[0], Step("n", "multiply", ("raw", "2")))
+    shared = (ONE_PART[0], Step("n", "add", ("n.1", "n.1")))
+    lent = (*ONE_PART, Step("m", "add", ("n.1", "1")))
+    for steps in (unused, shared, lent):
+        error = refusal(BASE, steps=with_steps(*steps))
+        assert (error.where, "exactly once" in error.problem) == ("steps.n.1", True)
+
+
+def test_an_output_bears_the_name_of_a_named_step() -> None:
+    outputs = (Output("n", "ADU", "float32", None, True),)
+    replace(BASE, steps=with_steps(*ONE_PART), outputs=outputs)
+    error = refusal(BASE, steps=with_steps(*ONE_PART), outputs=(replace(outputs[0], name="n.1"),))
+    assert error.where == "outputs.n.1"
+
+
+def test_a_flag_is_never_raised_by_an_anonymous_step() -> None:
+    steps = with_steps(Step("n.1", "equal", ("raw", "1")), Step("n", "not", ("n.1",)))
+    replace(BASE, steps=steps, flags=(Flag("bad", "n"),))
+    assert refusal(BASE, steps=steps, flags=(Flag("bad", "n.1"),)).where.startswith(("flags.bad", "steps.n.1"))
+
+
+def test_the_steps_of_flags_come_last() -> None:
+    one, two = Step("one", "equal", ("raw", "1")), Step("two", "equal", ("raw", "2"))
+    replace(BASE, steps=with_steps(one, two), flags=(Flag("two", "two"),))
+    error = refusal(BASE, steps=with_steps(two, one), flags=(Flag("two", "two"),))
+    assert (error.where, "flags come last" in error.problem) == ("steps", True)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (Step("n", "multiply", ("raw", "0.50")),),
+        (Step("n", "multiply", ("raw", "5e-1")),),
+        (Step("n", "multiply", ("raw", "-0")),),
+        (Step("n.2", "add", ("raw", "1")), Step("n", "multiply", ("n.2", "2"))),
+        (Step("m.1", "add", ("raw", "1")), Step("n", "multiply", ("m.1", "2"))),
+        (ONE_PART[0], Step("m", "add", ("raw", "3")), ONE_PART[1]),
+    ],
+)
+def test_steps_that_their_text_would_not_give_again_are_refused(steps: tuple[Step, ...]) -> None:
+    error = refusal(BASE, steps=with_steps(*steps))
+    assert (error.where, "their text gives" in error.problem) == ("steps", True)

@@ -18,6 +18,7 @@ from gaincal.formulas.operations import OPERATIONS
 
 from . import strategies as s
 
+JUNGFRAU = catalog.get("jungfrau")
 Stored = dict[str, dict[str, list[Any]]]
 
 COLUMNS = [(group, column) for group, layout in LAYOUT.items() for column in layout]
@@ -30,7 +31,7 @@ WRONG: dict[str, list[Any]] = {
 
 
 def stored(formula: Formula | None = None) -> Stored:
-    columns = to_columns(formula or catalog.get("jungfrau"))
+    columns = to_columns(formula or JUNGFRAU)
     return {group: {name: list(cells) for name, cells in found.items()} for group, found in columns.items()}
 
 
@@ -43,6 +44,13 @@ def refusal(columns: Stored) -> FormulaError:
 def outcome(columns: Stored) -> FormulaError | Formula:
     try:
         return from_columns(columns)
+    except FormulaError as error:
+        return error
+
+
+def changed(formula: Formula, **changes: Any) -> FormulaError | Formula:
+    try:
+        return replace(formula, **changes)
     except FormulaError as error:
         return error
 
@@ -125,7 +133,8 @@ def test_an_unknown_column_is_named(group: str, name: str) -> None:
     columns = stored()
     columns[group][name] = [""] * len(columns[group]["name"])
     error = refusal(columns)
-    assert error.where == f"{group}.{name}"
+    shown = name.replace("\n", "\\n")
+    assert error.where == f"{group}.{shown}"
     assert str(error).isprintable()
 
 
@@ -247,7 +256,10 @@ def test_anonymous_steps_that_no_text_gives_are_refused(steps: tuple[tuple[str, 
         (("y", "add", "x", "1e999"), "finite"),
         (("y", "add", "x", "9007199254740993"), "2^53"),
         (("y", "add", "x", "-9007199254740993"), "2^53"),
-        (("y", "add", "x", "9" * 250), "2^53"),
+        (("y", "add", "x", "9" * 31), "2^53"),
+        (("y", "add", "x", "9" * 32), "not defined"),
+        (("y", "add", "x", "-" + "9" * 32), "not defined"),
+        (("y", "add", "x", "9" * 250), "not defined"),
         (("y", "add", "x", "9" * 257), "longer"),
         (("y", "bits", "raw", "0", "raw"), "integer literal"),
         (("y", "select", "x", "1"), "named axes"),
@@ -396,9 +408,33 @@ def test_a_second_floating_point_dtype_may_be_offered() -> None:
 
 
 def test_whatever_is_accepted_can_be_stored_and_read() -> None:
-    for text in ("scale" + "+1e15" * 250, "+".join(["photon_energy"] * 200)):
+    for text in ("scale" + "+1e15" * 190, "+".join(["photon_energy"] * 200)):
         formula = s.read_text(text)
         assert from_columns(to_columns(formula)) == formula
+        assert Formula.from_toml(formula.to_toml()) == formula
+
+
+def test_steps_whose_text_would_be_too_long_are_refused() -> None:
+    for count, good in ((190, True), (250, False)):
+        chain = [(f"y.{k}", "add", f"y.{k - 1}" if k > 1 else "x", "1e15") for k in range(1, count)]
+        columns = formula_of(*chain, ("y", "add", f"y.{count - 1}", "1e15"))
+        if good:
+            assert len(from_columns(columns).steps) == count
+        else:
+            error = refusal(columns)
+            assert (error.where, "at most 4096" in error.problem) == ("steps.y", True)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 8])
+def test_dims_of_any_length_can_be_stored_or_are_refused(count: int) -> None:
+    dims = tuple(chr(ord("a") + k) * 63 for k in range(count))
+    formula = Formula.from_toml(s.document({}))
+    words = tuple(replace(i, dims=("frame", *dims)) for i in formula.inputs if len(i.dims) == 3)
+    wide = changed(formula, inputs=words, constants=())
+    if isinstance(wide, FormulaError):
+        assert wide.where.startswith("inputs")
+    else:
+        assert from_columns(to_columns(wide)) == wide
 
 
 def test_text_that_a_file_cannot_hold_is_no_part_of_a_formula() -> None:

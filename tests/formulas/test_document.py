@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 
 from gaincal.errors import FormulaError
 from gaincal.formulas.document import MAX_DOCUMENT
-from gaincal.formulas.formula import Formula, Output, Table
+from gaincal.formulas.formula import Flag, Formula, Output, Step, Table
 
 from . import strategies as s
 
@@ -24,6 +26,13 @@ def refusal(text: str) -> FormulaError:
 def outcome(text: str) -> FormulaError | Formula:
     try:
         return Formula.from_toml(text)
+    except FormulaError as error:
+        return error
+
+
+def changed(formula: Formula, **changes: Any) -> FormulaError | Formula:
+    try:
+        return replace(formula, **changes)
     except FormulaError as error:
         return error
 
@@ -186,20 +195,72 @@ def test_integers_of_any_length_are_refused_as_any_other(old: str, new: str, num
 
 
 def test_a_document_ends_at_its_limit() -> None:
+    assert MAX_DOCUMENT == 4 * 2**20
     source = s.document({})
     padding = "#" * (MAX_DOCUMENT - len(source))
     Formula.from_toml(source + padding)
     assert "longer than" in refusal(source + padding + "#").problem
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["[" * 200_000, "a." * 16_000 + "b = 1", "\n".join(f"[a{k}.b.c]" for k in range(4000)), "#" + "a" * 200_000],
-)
-def test_hostile_documents_are_refused_quickly(text: str) -> None:
-    start = time.thread_time()
-    refusal(text)
-    assert time.thread_time() - start < 2
+HOSTILE: dict[str, Callable[[int], str]] = {
+    "brackets": lambda n: "[" * n,
+    "key": lambda n: "a." * n + "b = 1",
+    "quoted key": lambda n: '"!".' * n + "b = 1",
+    "literal key": lambda n: "'a b' . " * n + "b = 1",
+    "header": lambda n: "[" + '"!".' * n + "b]",
+    "inline key": lambda n: "x = {" + '"!".' * n + "b = 1}",
+    "tables": lambda n: "\n".join(f"[a{k}.b.c]" for k in range(n // 50)),
+    "comment": lambda n: "#" + "a" * n,
+    "digits": lambda n: "x = 0b" + "1" * n,
+    "text": lambda n: 'x = "' + "a" * n + '"',
+    "spaces": lambda n: "a" + " " * n,
+    "spaced keys": lambda n: "a .\t" * 15 + "a" + " " * n,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_documents_are_refused_quickly(kind: str) -> None:
+    for size in (2000, 4000, 8000, 16_000, 32_000, 64_000, 200_000):  # so that quadratic time fails early
+        start = time.thread_time()
+        refusal(HOSTILE[kind](size))
+        assert time.thread_time() - start < 0.5 + size / 150_000, size
+
+
+@pytest.mark.parametrize("part", ["a", '"a"', "'a'", '"!"', "'a b'", '""'])
+@pytest.mark.parametrize("dot", [".", " . ", "\t."])
+def test_dotted_keys_end_at_16_parts(part: str, dot: str) -> None:
+    for key, good in ((dot.join([part] * 16), True), (dot.join([part] * 17), False)):
+        for text in (
+            f"{key} = 1\n{s.document({})}",
+            f"{s.document({})}\n[{key}]\n",
+            f"{s.document({})}\n[x]\n{key} = 1\n",
+        ):
+            assert ("dotted key" in refusal(text).problem) == (not good)
+
+
+def test_what_only_looks_like_a_dotted_key_is_accepted() -> None:
+    dotted = ".".join("abcdefghijklmnopqrst")
+    odd = replace(Formula.from_toml(s.document({})), title=dotted)
+    assert Formula.from_toml(odd.to_toml()) == odd
+    assert Formula.from_toml(f"# {dotted}\n{s.document({})}") == Formula.from_toml(s.document({}))
+
+
+@pytest.mark.parametrize("number", [-(2**63), 2**63 - 1, -(2**63) - 1, 2**63, 10**40])
+def test_integers_have_64_bits(number: int) -> None:
+    fits = -(2**63) <= number < 2**63
+    places = {
+        "formula.version": ("version = 1", f"version = {number}"),
+        "tables.stage_of_code": ("[0, 1, -1, 2]", f"[0, {number}]"),
+        "outputs.base.fill": ('dtype = "float32", default = true', f"dtype = 'int16', fill = {number}, default = true"),
+        "flags.bad.pixel_mask_bit": (
+            'bad = { when = "raw == 0" }',
+            f"bad = {{ when = 'raw == 0', pixel_mask_bit = {number} }}",
+        ),
+    }
+    for where, (old, new) in places.items():
+        error = refusal(edited(old, new))
+        assert ("64 bits" in error.problem) == (not fits)
+        assert error.where == where or (fits and where.startswith(error.where))
 
 
 def test_load_reads_a_file(tmp_path: Path) -> None:
@@ -274,3 +335,30 @@ def test_a_table_of_65536_entries_can_be_written_and_read() -> None:
     table = Table("large", tuple(range(-(2**31), -(2**31) + 65_536)))
     large = replace(Formula.from_toml(s.document({})), tables=(table,))
     assert Formula.from_toml(large.to_toml()) == large
+
+
+A, B = Step("a", "equal", ("raw", "0")), Step("b", "equal", ("raw", "1"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "flags"),
+    [
+        ((A, B), (Flag("a", "a"), Flag("b", "b"))),
+        ((A, B), (Flag("b", "b"), Flag("a", "a"))),
+        ((A, B), (Flag("other", "b"), Flag("b", "b"), Flag("a", "a"))),
+        ((A,), (Flag("other", "a"), Flag("a", "a"))),
+        ((A,), (Flag("a", "a"), Flag("other", "a"))),
+        ((A,), (Flag("other", "a"), Flag("another", "a"))),
+        ((Step("a.1", "equal", ("raw", "0")), Step("a", "not", ("a.1",))), (Flag("other", "a.1"),)),
+        ((Step("a.1", "equal", ("raw", "0")), Step("a", "not", ("a.1",))), (Flag("a", "a"), Flag("other", "a.1"))),
+    ],
+)
+def test_flags_in_any_order_can_be_written_and_read_or_are_refused(
+    steps: tuple[Step, ...], flags: tuple[Flag, ...]
+) -> None:
+    base = Formula.from_toml(s.document({}))
+    flagged = changed(base, steps=(*base.steps, *steps), flags=flags)
+    if isinstance(flagged, FormulaError):
+        assert flagged.where.startswith(("flags", "steps"))
+    else:
+        assert Formula.from_toml(flagged.to_toml()) == flagged

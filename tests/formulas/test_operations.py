@@ -30,7 +30,7 @@ def literal(value: float) -> Type:
 
 
 def table(*entries: int) -> Type:
-    return Type("table", entries=entries)
+    return Type("table", low=min(entries), high=max(entries), entries=entries)
 
 
 def result(operation: str, *arguments: Type) -> Type:
@@ -239,10 +239,13 @@ def test_bounds_of_join_are_those_of_all_values(a: int, b: int, high: Interval, 
 
 
 @given(st.lists(st.integers(-9, 9), min_size=1, max_size=6), intervals)
-def test_bounds_of_lookup_are_those_of_all_values(entries: list[int], index: Interval) -> None:
-    every = [entries[i] if 0 <= i < len(entries) else -1 for (i,) in values(index)]
+def test_bounds_of_lookup_are_one_entry_or_those_of_the_whole_table(entries: list[int], index: Interval) -> None:
+    reached = [entries[i] if 0 <= i < len(entries) else -1 for (i,) in values(index)]
+    outside = [-1] if index[0] < 0 or index[1] >= len(entries) else []
+    every = reached if index[0] == index[1] else [*entries, *outside]
     found = result("lookup", table(*entries), integer(*index))
     assert (found.low, found.high) == (min(every), max(every))
+    assert found.low <= min(reached) <= max(reached) <= found.high
 
 
 def test_an_integer_constant_may_lack_a_label() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import pickle
+import sys
 
 import pytest
 from hypothesis import given
@@ -26,6 +28,8 @@ JUNGFRAU = catalog.get("jungfrau")
 LABELS = {"pedestal": ((0, 1, 2),), "gain": ((0, 1, 2),)}
 ALL = frozenset({"raw", "photon_energy", "pixel_mask", "pedestal", "gain"})
 NAN = float("nan")
+LARGEST = (2 - 2**-23) * 2.0**127
+"""The largest float32."""
 
 
 def program(
@@ -147,13 +151,13 @@ def test_a_fill_that_an_integer_cannot_hold_is_refused(flagged: float) -> None:
 
 @pytest.mark.parametrize("flagged", [10**400, -(10**400)])
 def test_a_fill_beyond_all_floats_is_refused(flagged: int) -> None:
-    for name in ("counts", "energy"):
-        with pytest.raises(RequestError):
+    for name in ("counts", "energy", "photons"):
+        with pytest.raises(RequestError, match=f"output '{name}' is .* and cannot hold"):
             program(name=name, flagged=flagged)
 
 
-@pytest.mark.parametrize("flagged", [0, -1, 0.5, float("inf"), 2**31])
-def test_a_floating_point_output_holds_any_number(flagged: float) -> None:
+@pytest.mark.parametrize("flagged", [0, -1, 0.5, 2**31, -1e-300, LARGEST, -LARGEST])
+def test_a_floating_point_output_holds_any_finite_number_of_its_range(flagged: float) -> None:
     found = program(flagged=flagged)
     assert (found.fill, type(found.fill)) == (flagged, float)
 
@@ -162,8 +166,27 @@ def test_nan_is_kept_as_none() -> None:
     assert program(flagged=NAN) == program()
 
 
-def test_zeros_of_either_sign_are_different_programs() -> None:
-    assert program(flagged=-0.0) != program(flagged=0.0)
+@pytest.mark.parametrize("name", ["energy", "counts"])
+def test_zeros_of_either_sign_are_one_program_with_the_positive_one(name: str) -> None:
+    found = program(name=name, flagged=-0.0)
+    assert (found, hash(found)) == (program(name=name, flagged=0.0), hash(program(name=name, flagged=0.0)))
+    assert (found.fill, math.copysign(1, found.fill or 0)) == (0, 1)
+
+
+@pytest.mark.parametrize("flagged", [math.inf, -math.inf, math.nextafter(LARGEST, math.inf), -1e39, 1e300, 2**1023])
+def test_an_infinite_fill_or_one_beyond_the_dtype_is_refused(flagged: float) -> None:
+    with pytest.raises(RequestError, match="output 'energy' is float32 and cannot hold"):
+        program(flagged=flagged)
+
+
+@pytest.mark.parametrize("flagged", [sys.float_info.max, -sys.float_info.max, 1e300])
+def test_a_float64_output_holds_what_a_float32_cannot(flagged: float) -> None:
+    output = 'base = { units = "ADU", dtype = "float64", default = true }'
+    formula = Formula.from_toml(s.document({}, output))
+    assert program_for_output(formula, {}, frozenset({"raw"}), flagged=flagged).fill == flagged
+    for infinite in (math.inf, -math.inf, 10**400):
+        with pytest.raises(RequestError, match="output 'base' is float64 and cannot hold"):
+            program_for_output(formula, {}, frozenset({"raw"}), flagged=infinite)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ def put_words(master: Path, data: Any, **options: Any) -> None:
     put(master, lambda group: group.create_dataset("data", data=data, **options))
 
 
-def put_mappings(file: Path, *sources: tuple[slice, str, str, tuple[int, ...], slice | None], path: str = WORDS) -> None:
+def put_mappings(
+    file: Path, *sources: tuple[slice, str, str, tuple[int, ...], slice | None], path: str = WORDS
+) -> None:
     """Put a virtual dataset there: (target frames, file, path, shape, source frames) of each mapping."""
     layout = h5py.VirtualLayout(SHAPE, np.uint16)
     for target, name, dataset, shape, part in sources:

@@ -77,7 +77,7 @@ CASES = [
     Case(pipe, Refused("TrustError", "not-a-file")),
     Case(directory, Refused("TrustError", "not-a-file")),
     *(Case(build, Refused("FileError", "not-found")) for build in (gone, symlink_to_itself, symlink_to_nowhere)),
-    Case(device, Refused("TrustError", "not-a-file"), lambda run: Path("/dev/zero")),
+    Case(device, Refused("TrustError", "not-a-file"), lambda _: Path("/dev/zero")),
 ]  # fmt: skip
 
 

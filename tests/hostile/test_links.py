@@ -16,7 +16,6 @@ import pytest
 
 from hostile.harness import (
     CALIBRATION,
-    CHECKSUM,
     DETECTOR,
     FRAME,
     FRAMES,
@@ -247,38 +246,47 @@ def virtual_source_that_is_gone(run: Run) -> None:
 
 
 CASES = [
-    *(Case(build, FOREIGN) for build in (
-        external_link_by_absolute_name,
-        external_link_by_dots,
-        external_link_by_dots_behind_a_local_directory,
-        external_link_to_a_symlink,
-        external_link_through_a_symlinked_directory,
-        external_link_in_the_middle,
-        external_link_behind_a_soft_link,
-        external_link_behind_a_local_file,
-        external_link_for_a_constant,
-        external_link_for_the_checksum,
-        external_link_for_a_table_of_the_formula,
-        external_link_beside_the_words,
-        virtual_source_by_absolute_name,
-        virtual_source_by_dots,
-        virtual_source_through_a_symlink,
-        virtual_source_behind_an_external_link,
-    )),
-    *(Case(build, EXTERNAL) for build in (
-        raw_storage_for_the_words,
-        raw_storage_in_the_own_directory,
-        raw_storage_for_a_constant,
-        raw_storage_for_ids,
-        raw_storage_for_a_source,
-    )),
-    *(Case(build, Refused("TrustError", "link-cycle")) for build in (
-        external_links_in_a_circle,
-        external_link_to_itself,
-        soft_link_to_itself,
-        soft_links_in_a_circle,
-        soft_link_that_grows,
-    )),
+    *(
+        Case(build, FOREIGN)
+        for build in (
+            external_link_by_absolute_name,
+            external_link_by_dots,
+            external_link_by_dots_behind_a_local_directory,
+            external_link_to_a_symlink,
+            external_link_through_a_symlinked_directory,
+            external_link_in_the_middle,
+            external_link_behind_a_soft_link,
+            external_link_behind_a_local_file,
+            external_link_for_a_constant,
+            external_link_for_the_checksum,
+            external_link_for_a_table_of_the_formula,
+            external_link_beside_the_words,
+            virtual_source_by_absolute_name,
+            virtual_source_by_dots,
+            virtual_source_through_a_symlink,
+            virtual_source_behind_an_external_link,
+        )
+    ),
+    *(
+        Case(build, EXTERNAL)
+        for build in (
+            raw_storage_for_the_words,
+            raw_storage_in_the_own_directory,
+            raw_storage_for_a_constant,
+            raw_storage_for_ids,
+            raw_storage_for_a_source,
+        )
+    ),
+    *(
+        Case(build, Refused("TrustError", "link-cycle"))
+        for build in (
+            external_links_in_a_circle,
+            external_link_to_itself,
+            soft_link_to_itself,
+            soft_links_in_a_circle,
+            soft_link_that_grows,
+        )
+    ),
     Case(hard_linked_copy_of_a_local_file, Right()),
     Case(soft_link_within_the_file, Right()),
     Case(loops_of_hard_and_soft_links, Right()),

@@ -185,7 +185,9 @@ def huge_constant(run: Run) -> None:
     with h5py.File(run.master, "r+") as file:
         del file[f"{CALIBRATION}/gain/gain"]
         chunk = (1, 4096, 4096)
-        made = file[f"{CALIBRATION}/gain"].create_dataset("gain", (640, *chunk[1:]), "f4", chunks=chunk, compression="gzip")
+        made = file[f"{CALIBRATION}/gain"].create_dataset(
+            "gain", (640, *chunk[1:]), "f4", chunks=chunk, compression="gzip"
+        )
         made.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(64 << 20), 9))
 
 
@@ -194,7 +196,9 @@ def large_constant(run: Run) -> None:
     with h5py.File(run.master, "r+") as file:
         del file[f"{CALIBRATION}/gain/gain"]
         chunk = (1, 4096, 4096)
-        made = file[f"{CALIBRATION}/gain"].create_dataset("gain", (3, *chunk[1:]), "f4", chunks=chunk, compression="gzip")
+        made = file[f"{CALIBRATION}/gain"].create_dataset(
+            "gain", (3, *chunk[1:]), "f4", chunks=chunk, compression="gzip"
+        )
         for k in range(3):
             made.id.write_direct_chunk((k, 0, 0), zlib.compress(bytes(64 << 20), 9))
 
@@ -256,7 +260,7 @@ TABLES: dict[str, tuple[Callable[[Run], None], Refused | Right]] = {
     "bits beyond the word": (column("steps/argument_3", put_at(0, b"33")), FORMULA),
     "text of a kilobyte": (column("formula/title", lambda _: [b"x" * 1024]), FORMULA),
     "text of a megabyte": (column("formula/title", lambda _: [b"x" * (1 << 20)]), FORMULA),
-    "steps beyond the limit": (column("steps/name", lambda v: [b"x%d" % k for k in range(300)]), FORMULA),
+    "steps beyond the limit": (column("steps/name", lambda _: [b"x%d" % k for k in range(300)]), FORMULA),
     "fill that is not whole": (column("outputs/fill", put_at(0, 0.5)), FORMULA),
     "fill that is infinite": (column("outputs/fill", put_at(0, float("inf"))), FORMULA),
     "two defaults": (column("outputs/default", lambda v: [1] * len(v)), FORMULA),
@@ -281,7 +285,8 @@ TABLES: dict[str, tuple[Callable[[Run], None], Refused | Right]] = {
     "photon energy of two values": (field(f"{GIVEN}/photon_energy", np.ones(2)), BIND),
     "photon energy as text": (field(f"{GIVEN}/photon_energy", np.bytes_(b"12.4")), BIND),
     "inputs that lie nowhere": (column("inputs/path", lambda v: [b""] * len(v)), BIND),
-    "input that lies at a group": (column("inputs/path", put_at(0, RAW.encode())), Refused("FileError", "not-a-dataset")),
+    "input that lies at a group": (
+        column("inputs/path", put_at(0, RAW.encode())), Refused("FileError", "not-a-dataset")),
     "input that lies at a constant": (
         column("inputs/path", put_at(0, b"gain/gain")), Refused("FileError", "not-words")),
     "changed formula": (column("steps/argument_3", put_at(0, b"13"), stamped=False), CHANGED),
@@ -336,9 +341,7 @@ def test_a_file_without_a_calibration_says_how_to_get_one(worker: Worker, unharm
     assert [answer[f"cli {verb}"]["exit"] for verb in ("info", "apply", "validate")] == [0, 4, 8]
 
 
-def test_the_right_one_of_two_calibrations_is_chosen_by_name(
-    worker: Worker, unharmed: Run, tmp_path: Path
-) -> None:
+def test_the_right_one_of_two_calibrations_is_chosen_by_name(worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
     two_calibrations(run)
     arguments = ["info", str(run.master), "--calibration", "second", "--json"]

@@ -260,15 +260,18 @@ def thousands_of_gaps(run: Run) -> None:
 
 
 CASES = [
-    *(Case(build, Right()) for build in (
-        whole,
-        whole_in_two_halves,
-        source_with_a_dim_of_length_one,
-        source_of_big_endian_words,
-        nested_thrice,
-        per_cent_sign_in_a_name,
-        the_last_of_overlapping_mappings_holds,
-    )),
+    *(
+        Case(build, Right())
+        for build in (
+            whole,
+            whole_in_two_halves,
+            source_with_a_dim_of_length_one,
+            source_of_big_endian_words,
+            nested_thrice,
+            per_cent_sign_in_a_name,
+            the_last_of_overlapping_mappings_holds,
+        )
+    ),
     Case(file_is_gone, Gone(FRAMES * FRAME)),
     Case(dataset_is_gone, Gone(3 * FRAME)),
     Case(link_in_the_source_is_gone, Gone(FRAMES * FRAME)),
@@ -280,22 +283,28 @@ CASES = [
     Case(a_gap_on_top_of_words_is_a_gap, Gone(2 * FRAME)),
     Case(words_on_top_of_a_gap_are_words, Gone(4 * FRAME)),
     Case(thousands_of_gaps, Gone(FRAMES * FRAME // 2)),
-    *(Case(build, DIFFERS) for build in (
-        source_is_shorter_than_the_whole,
-        source_of_floats,
-        source_of_signed_integers,
-        source_of_wider_integers,
-        source_of_rank_one,
-        source_of_rank_four,
-        mapping_of_another_size,
-    )),
-    *(Case(build, CYCLE) for build in (
-        leads_to_itself,
-        leads_to_itself_by_name,
-        leads_to_itself_by_a_symlink,
-        two_files_lead_to_each_other,
-        nested_too_deep,
-    )),
+    *(
+        Case(build, DIFFERS)
+        for build in (
+            source_is_shorter_than_the_whole,
+            source_of_floats,
+            source_of_signed_integers,
+            source_of_wider_integers,
+            source_of_rank_one,
+            source_of_rank_four,
+            mapping_of_another_size,
+        )
+    ),
+    *(
+        Case(build, CYCLE)
+        for build in (
+            leads_to_itself,
+            leads_to_itself_by_name,
+            leads_to_itself_by_a_symlink,
+            two_files_lead_to_each_other,
+            nested_too_deep,
+        )
+    ),
     *(Case(build, LAYOUT) for build in (numbered_names, mapping_that_is_no_box, mapping_with_gaps)),
     Case(source_is_a_group, Refused("FileError", "not-a-dataset")),
     Case(huge_extent_over_a_small_source, Refused("TrustError", "over-budget")),

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.lazy import open_calibrated_dataset
 from gaincal import cli, inspect
 from gaincal.errors import GaincalError
+from gaincal.lazy import open_calibrated_dataset
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import open_master
 
@@ -200,7 +200,7 @@ def serve(request: Answer) -> Any:
 
 
 def _killed(request: Answer) -> Answer:
-    """Run a command in a fork, and send it a signal some time after a file appears: minus the signal, or its exit code."""
+    """Run a command in a fork and send it a signal some time after a file appears: how it ended."""
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)

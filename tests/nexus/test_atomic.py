@@ -5,18 +5,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from hostile.harness import Run, constants, make_run
 
 from gaincal.apply import apply
 from gaincal.embed import embed
 from gaincal.errors import GaincalError, OutputError
-from gaincal.nexus import atomic
 from gaincal.nexus.atomic import PART, atomic_output, refuse_existing
-from hostile.harness import Run, constants, make_run
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,13 @@ def test_hdf5_of_the_oldest_kind_that_all_readers_know(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3), MemoryError()])
 def test_nothing_is_left_of_a_failure(error: BaseException, tmp_path: Path) -> None:
-    with pytest.raises(type(error)), atomic_output(tmp_path / "out.h5") as written:
-        written.file["x"] = np.zeros(100_000)
-        raise error
+    def fail() -> None:
+        with atomic_output(tmp_path / "out.h5") as written:
+            written.file["x"] = np.zeros(100_000)
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert left(tmp_path) == []
 
 
@@ -76,19 +81,23 @@ def test_a_failure_of_the_disk_is_told_early_and_late(tmp_path: Path, monkeypatc
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OutputError, match="No space left"), atomic_output(tmp_path / "out.h5") as written:
-        monkeypatch.setattr(os, "pwrite", full)
-        written.file.create_dataset("x", data=np.zeros((4, 100)), chunks=(1, 100))
-        written.file.flush()
-        with pytest.raises(OSError, match="No space left"):
-            written.check()
+    def fail() -> None:
+        with atomic_output(tmp_path / "out.h5") as written:
+            monkeypatch.setattr(os, "pwrite", full)
+            written.file.create_dataset("x", data=np.zeros((4, 100)), chunks=(1, 100))
+            written.file.flush()
+            with pytest.raises(OSError, match="No space left"):
+                written.check()
+
+    with pytest.raises(OutputError, match="No space left"):
+        fail()
     assert left(tmp_path) == []
 
 
 def test_existing_files_stay(tmp_path: Path) -> None:
     target = tmp_path / "out.h5"
     write(target, 1)
-    with pytest.raises(OutputError, match="exists already.*--overwrite") as caught:
+    with pytest.raises(OutputError, match=r"exists already.*--overwrite") as caught:
         write(target, 2)
     assert caught.value.code == "exists"
     with pytest.raises(OutputError):
@@ -101,9 +110,9 @@ def test_existing_files_stay(tmp_path: Path) -> None:
 def test_a_failed_overwriting_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "out.h5"
     write(target, 1)
-    with pytest.raises(ValueError, match="no"), atomic_output(target, overwrite=True) as written:
+    with suppress(KeyboardInterrupt), atomic_output(target, overwrite=True) as written:
         written.file["x"] = 2
-        raise ValueError("no")
+        raise KeyboardInterrupt
     assert value(target) == 1
 
 
@@ -146,7 +155,7 @@ def test_a_writer_that_is_overtaken_harms_no_finished_file(
 ) -> None:
     """Between opening and locking the part file another writer may rename it to the finished file."""
     target = tmp_path / "out.h5"
-    monkeypatch.setattr(atomic.fcntl, "flock", Overtaken(target))
+    monkeypatch.setattr(fcntl, "flock", Overtaken(target))
     try:
         write(target, 2, overwrite)
     except OutputError:
@@ -159,7 +168,7 @@ def test_a_writer_that_is_overtaken_harms_no_finished_file(
 
 def test_a_file_that_appears_while_another_is_written_stays(tmp_path: Path) -> None:
     target = tmp_path / "out.h5"
-    with pytest.raises(OutputError), atomic_output(target) as written:
+    with suppress(OutputError), atomic_output(target) as written:
         written.file["x"] = 2
         with h5py.File(target, "w") as file:
             file["x"] = 1
@@ -223,7 +232,7 @@ def test_embedding_never_replaces_its_inputs(target: str, run: Run, tmp_path: Pa
         layout[...] = h5py.VirtualSource("source.h5", "/data/words", shape)
         raw.create_virtual_dataset("words", layout)
     before = {name: (mine.home / name).read_bytes() for name in ("raw.h5", "source.h5", "gain.h5")}
-    constant = {"pedestal": given["pedestal"], "gain": mine.home / "gain.h5"}
+    constant: dict[str, Any] = {"pedestal": given["pedestal"], "gain": mine.home / "gain.h5"}
     with pytest.raises(GaincalError):
         embed(mine.raw, mine.home / target, formula="jungfrau", constants=constant, overwrite=True)
     assert {name: (mine.home / name).read_bytes() for name in before} == before

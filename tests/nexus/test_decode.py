@@ -119,9 +119,7 @@ ANY_TYPE_SIZE = ("blosc lz4", 3, "<B", b"\xff")
     ("name", "position", "kind", "byte"),
     [c for n, fields in FIELDS.items() for f in fields for b in (b"\0", b"\xff") if (c := (n, *f, b)) != ANY_TYPE_SIZE],
 )
-def test_every_field_of_a_header_is_checked(
-    name: str, position: int, kind: str, byte: bytes, tmp_path: Path
-) -> None:
+def test_every_field_of_a_header_is_checked(name: str, position: int, kind: str, byte: bytes, tmp_path: Path) -> None:
     pipeline, stored = written(tmp_path, FILTERS[name])
     piece = byte * struct.calcsize(kind)
     refused(pipeline, stored[:position] + piece + stored[position + len(piece) :])

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hostile.harness import CHECKSUM
 
 from gaincal.calibration import ConstantMap
 from gaincal.errors import FileError
@@ -24,7 +25,6 @@ from gaincal.nexus.group import (
     write_calibration,
 )
 from gaincal.nexus.trust import Resolver
-from hostile.harness import CHECKSUM
 
 Array = npt.NDArray[Any]
 LABELS = ((0, 1, 2),)
@@ -66,7 +66,11 @@ energy = { units = "ADU", dtype = "float64", default = true }
 
 
 def write(path: Path, formula: Formula | None = None, **changed: Any) -> str:
-    given = {"paths": PATHS, "constants": MAPS, "inputs": {"photon_energy": (np.array(12.4), "keV/photon")}} | changed
+    given: dict[str, Any] = {
+        "paths": PATHS,
+        "constants": MAPS,
+        "inputs": {"photon_energy": (np.array(12.4), "keV/photon")},
+    } | changed
     formula = formula or get("jungfrau")
     notes = {c.name: NOTE for c in formula.constants}
     with h5py.File(path, "w") as file:
@@ -80,9 +84,9 @@ def read(path: Path) -> StoredCalibration:
         return read_calibration(resolver, resolver.get("mine"))
 
 
-def fields(path: Path) -> dict[str, Array]:
+def fields(path: Path) -> dict[str, Any]:
     """All fields below the group, with types as they are stored."""
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):

@@ -7,18 +7,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hostile.harness import Worker, make_run
 
 from gaincal.embed import embed
-from gaincal.errors import GaincalError
 from gaincal.lazy import open_calibrated
-from gaincal.nexus.atomic import PART
-from hostile.harness import Run, Worker, constants, make_run
+from gaincal.nexus.atomic import PART, atomic_output
 
 Verb = tuple[str, ...]
 FRAMES, Y, X = 36, 128, 256
@@ -148,7 +148,7 @@ def test_a_killed_run_leaves_all_or_nothing(verb: str, scene: Scene, worker: Wor
 @pytest.mark.parametrize("how", ["apply", "copy"])
 def test_an_interrupted_run_leaves_nothing(how: str, signal: str, scene: Scene, worker: Worker) -> None:
     part = scene.home / f"out.nxs{PART}"
-    for delay in (0.0, 0.005, 0.01):
+    for delay in (0.002, 0.005, 0.01):
         scene.reset()
         status = ask(worker, scene, how, signal, delay, part)["status"]
         left = scene.parts
@@ -176,7 +176,8 @@ home = Path(sys.argv[1])
 constants = dict(pedestal=home / "pedestal.h5", gain=home / "gain.h5")
 verbs = [lambda: apply(home / "master.nxs", home / "out.nxs", jobs=1)]
 for k in range(3):
-    verbs.append(lambda: embed(home / "raw.h5", home / "out.nxs", formula="jungfrau", constants=constants, copy_raw=True))
+    options = dict(formula="jungfrau", constants=constants, copy_raw=True)
+    verbs.append(lambda: embed(home / "raw.h5", home / "out.nxs", **options))
 failed = 0
 for verb in verbs:
     try:
@@ -225,13 +226,10 @@ def test_an_existing_output_is_kept(scene: Scene, worker: Worker) -> None:
 
 
 def test_the_second_of_two_runs_is_told(scene: Scene, worker: Worker) -> None:
-    from gaincal.nexus.atomic import atomic_output
-
     scene.reset()
-    with pytest.raises(GaincalError, match="enough"), atomic_output(scene.home / "out.nxs"):
-        for how in ("apply", "link"):
-            answer = ask(worker, scene, how)
-            assert answer["exit"] == 7
-            assert "is being written by another process" in str(answer["err"])
-        raise GaincalError("enough", code="enough")
+    with suppress(KeyboardInterrupt), atomic_output(scene.home / "out.nxs"):
+        answers = [ask(worker, scene, how) for how in ("apply", "link")]
+        raise KeyboardInterrupt
+    assert [a["exit"] for a in answers] == [7, 7]
+    assert all("is being written by another process" in str(a["err"]) for a in answers)
     assert scene.parts == []

@@ -59,6 +59,10 @@ def read(directory: Path, use: Callable[[Words], Any], path: str = "words") -> A
         return use(Words(resolver, resolver.get(path)))
 
 
+def part_of(box: Box) -> Callable[[Words], tuple[Array, Array | None]]:
+    return lambda words: words.read(*box)
+
+
 def everything(words: Words) -> tuple[Array, Array | None]:
     return words.read((0,) * len(words.shape), words.shape)
 
@@ -117,7 +121,7 @@ def test_boxes_scattered_at_random_are_those_of_numpy(seed: int, tmp_path: Path)
     virtual(tmp_path, sources)
     for start, count in [whole(SHAPE), ((1, 1, 2), (3, 3, 4)), ((4, 0, 0), (1, 5, 7))]:
         here = tuple(slice(s, s + c) for s, c in zip(start, count, strict=True))
-        found, missing = read(tmp_path, lambda words, s=start, c=count: words.read(s, c))
+        found, missing = read(tmp_path, part_of((start, count)))
         np.testing.assert_array_equal(found, wanted[here])
         np.testing.assert_array_equal(np.zeros(count, bool) if missing is None else missing, ~covered[here])
 
@@ -139,7 +143,7 @@ def test_dims_of_length_one_do_not_matter(shape: tuple[int, ...], tmp_path: Path
     plain(tmp_path, data=DATA.reshape(shape))
     virtual(tmp_path, [("a.h5", whole(SHAPE), whole(shape), shape)])
     for box in (whole(SHAPE), ((2, 1, 3), (3, 2, 4)), ((5, 0, 6), (1, 5, 1))):
-        found, missing = read(tmp_path, lambda words, b=box: words.read(*b))
+        found, missing = read(tmp_path, part_of(box))
         np.testing.assert_array_equal(found, DATA[tuple(slice(s, s + n) for s, n in zip(*box, strict=True))])
         assert missing is None
 
@@ -213,7 +217,12 @@ def test_a_chunk_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     plain(tmp_path, "master.h5", chunks=(1, 5, 7), compression="gzip")
     looked: list[tuple[int, ...]] = []
     check = PlainDataset._check_stored
-    monkeypatch.setattr(PlainDataset, "_check_stored", lambda self, o, *r: (looked.append(o), check(self, o, *r))[1])
+
+    def noted(dataset: PlainDataset, offset: tuple[int, ...], info: Any, where: str) -> None:
+        looked.append(offset)
+        check(dataset, offset, info, where)
+
+    monkeypatch.setattr(PlainDataset, "_check_stored", noted)
     read(tmp_path, lambda words: [everything(words), everything(words), words.read((2, 0, 0), (1, 5, 7))], "x")
     assert sorted(looked) == [(k, 0, 0) for k in range(6)]
 

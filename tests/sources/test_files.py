@@ -50,7 +50,11 @@ def found(path: Path, rank: int = 3, wanted: str | None = None) -> str:
 
 
 def test_the_only_unsigned_dataset_of_the_rank_holds_the_words(tmp_path: Path) -> None:
-    content = {"a__words": np.zeros((2, 4, 6), np.uint16), "b": np.zeros((2, 4, 6), np.int16), "c": np.zeros(3, np.uint16)}
+    content = {
+        "a__words": np.zeros((2, 4, 6), np.uint16),
+        "b": np.zeros((2, 4, 6), np.int16),
+        "c": np.zeros(3, np.uint16),
+    }
     assert found(hdf5(tmp_path / "raw.h5", **content)) == "/a/words"
 
 
@@ -212,7 +216,9 @@ def test_mask_bits_are_those_of_nexus(tmp_path: Path, bit: int) -> None:
     assert caught.value.code == "mask-bits"
 
 
-@pytest.mark.parametrize("mask", [np.full(PIXELS, -1, np.int32), np.full(PIXELS, 1 << 40), np.full(PIXELS, 1 << 63, np.uint64)])
+@pytest.mark.parametrize(
+    "mask", [np.full(PIXELS, -1, np.int32), np.full(PIXELS, 1 << 40), np.full(PIXELS, 1 << 63, np.uint64)]
+)
 def test_mask_values_out_of_range_are_refused(tmp_path: Path, mask: Array) -> None:
     np.save(tmp_path / "mask.npy", mask)
     with pytest.raises(FileError):
@@ -227,7 +233,9 @@ def test_ids_are_numbers_of_any_kind(tmp_path: Path, dtype: str) -> None:
         same_bits(load_ids(Spec(path, name), 5), values.astype(np.dtype(dtype).newbyteorder("=")))
 
 
-@pytest.mark.parametrize("values", [np.zeros(4), np.zeros((5, 2)), np.float64(1.0), np.zeros(5, "S3"), np.zeros(5, bool)])
+@pytest.mark.parametrize(
+    "values", [np.zeros(4), np.zeros((5, 2)), np.float64(1.0), np.zeros(5, "S3"), np.zeros(5, bool)]
+)
 def test_ids_that_are_not_one_number_per_frame_are_refused(tmp_path: Path, values: Any) -> None:
     with pytest.raises(FileError, match="there are 5 frames"):
         load_ids(Spec(hdf5(tmp_path / "ids.h5", a=values), "/a"), 5)

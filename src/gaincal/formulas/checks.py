@@ -20,6 +20,7 @@ MAX_TABLE = 65_536
 MAX_NAME = 63
 MAX_TITLE = 200
 MAX_SELECTED_AXES = 3
+MAX_DIMS = 8
 FRAME = "frame"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 STEP_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[1-9][0-9]{0,2})?")
@@ -129,7 +130,7 @@ def check_name(name: str, where: str, taken: Iterable[str] = (), pattern: re.Pat
 
 def _check_head(formula: Formula) -> None:
     check_name(formula.name, "formula.name")
-    if formula.version < 1 or formula.version > 2**31 - 1:
+    if type(formula.version) is not int or not 1 <= formula.version < 2**31:
         raise FormulaError("version must be a positive integer", where="formula.version")
     if len(formula.title) > MAX_TITLE or not (formula.title.isprintable() and formula.title.isascii()):
         raise FormulaError(f"title must be printable ASCII, at most {MAX_TITLE} characters", where="formula.title")
@@ -158,8 +159,8 @@ def declare_pixel_dims(inputs: tuple[Input, ...]) -> tuple[str, ...]:
         problem = "all words must have the same dims" if layouts else "no input has dims (frame, ...): no raw words"
         raise FormulaError(problem, where="inputs")
     dims = layouts.pop()
-    if len(set(dims)) != len(dims):
-        raise FormulaError("the words have a dim twice", where="inputs")
+    if len(set(dims)) != len(dims) or len(dims) > MAX_DIMS:
+        raise FormulaError(f"the words must have at most {MAX_DIMS} dims, each once", where="inputs")
     return dims[1:]
 
 
@@ -314,7 +315,7 @@ def _check_flags(formula: Formula, types: dict[str, Type]) -> None:
 
 
 def _check_flag(flag: Flag, steps: set[str], types: dict[str, Type], where: str) -> None:
-    if flag.when not in steps or types[flag.when].kind != "logical":
+    if flag.when not in steps or "." in flag.when or types[flag.when].kind != "logical":
         raise FormulaError("when must be a condition", where=where)
     if flag.name in steps and flag.when != flag.name:
         raise FormulaError(f"the name '{flag.name}' is used twice", where=where)

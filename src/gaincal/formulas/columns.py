@@ -14,7 +14,7 @@ from gaincal.formulas.operations import OPERATIONS, OperationError
 Column = Sequence[str] | Sequence[int] | Sequence[float]
 Columns = Mapping[str, Mapping[str, Column]]
 MAX_ARGUMENTS = 4
-MAX_CELL = 256
+MAX_CELL = 1024
 MAX_ROWS = 512
 """More than the limit of any part: an output has a row for each of its dtypes."""
 ARGUMENTS = tuple(f"argument_{k + 1}" for k in range(MAX_ARGUMENTS))

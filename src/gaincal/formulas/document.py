@@ -15,8 +15,9 @@ from gaincal.formulas.formula import FORMAT_VERSION, Constant, Flag, Formula, In
 from gaincal.formulas.operations import Type
 
 MAX_DOCUMENT = 4 << 20
-_LONG_KEY = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
-"""No formula has such a dotted key, on which tomllib spends quadratic time."""
+MAX_DOTS = 16
+"""tomllib spends quadratic time on dotted keys; a line of a formula has few dots outside its texts."""
+_TEXT_OR_COMMENT = re.compile(r'"""[\s\S]*?"""|' + r"'''[\s\S]*?'''|" + r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'|#[^\n]*")
 _SECTIONS = ("formula", "inputs", "constants", "tables", "steps", "outputs", "flags")
 
 
@@ -94,8 +95,9 @@ def read_document(text: str) -> Formula:
     """Turn the TOML face into a checked formula; raises FormulaError with the place."""
     if len(text) > MAX_DOCUMENT:
         raise FormulaError(f"longer than {MAX_DOCUMENT} characters", where="document")
-    if _LONG_KEY.search(text):
-        raise FormulaError("a dotted key of more than 16 parts", where="document")
+    bare = _TEXT_OR_COMMENT.sub("''", text)
+    if any(line.count(".") > MAX_DOTS for line in bare.split("\n")):
+        raise FormulaError(f"more than {MAX_DOTS} dots in a line, outside texts", where="document")
     try:
         document = _Section(tomllib.loads(text), "")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
@@ -216,17 +218,21 @@ def _fill(dtype: str, section: _Section) -> int | None:
 def check_text(formula: Formula) -> None:
     """Refuse steps that their own text would not give again, within its limits; raises FormulaError."""
     types = {name: kind for name, kind in formula.checked.types.items() if name not in formula.checked.needs}
-    conditions = {name: f"flags.{name}" for name in _conditions(formula)}
-    given = []
-    for name, text in _texts(formula).items():
-        _, steps = parse(name, text, types, conditions.get(name, f"steps.{name}"))
-        given += steps
-        types |= {step.name: formula.checked.types[step.name] for step in steps if step.name in formula.checked.types}
+    conditions, texts = _conditions(formula), _texts(formula)
+    written = [n for n in texts if n not in conditions], [f.name for f in formula.flags if f.name in conditions]
+    given: list[Step] = []
+    for part, names in zip(("steps", "flags"), written, strict=True):
+        for name in names:
+            _, steps = parse(name, texts[name], types, f"{part}.{name}")
+            given += steps
+            types |= {s.name: formula.checked.types[s.name] for s in steps if s.name in formula.checked.types}
     if tuple(given) != formula.steps:
-        raise FormulaError("are not in the order that their text gives", where="steps")
-    behind = [s.name in conditions for s in formula.steps if "." not in s.name]
-    if behind != sorted(behind):
-        raise FormulaError("the steps of flags come last", where="steps")
+        raise FormulaError("are not in the order that their text gives: those of flags last", where="steps")
+    known = set(written[0])
+    for flag in formula.flags:
+        known |= {flag.name} & conditions
+        if flag.when not in known:
+            raise FormulaError(f"'{flag.when}' is not defined before this flag", where=f"flags.{flag.name}")
 
 
 def write_document(formula: Formula) -> str:

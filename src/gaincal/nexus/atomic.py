@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
 
-from gaincal.errors import OutputError
+from gaincal.errors import OutputError, RequestError
 
 PART = ".part"
 OBJECT_FORMAT = ("v110", "v110")
@@ -142,6 +142,13 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise OutputError if a file is there that must not be replaced."""
     if path.exists() and not overwrite:
         raise OutputError(path, "", "exists already", "choose another name or say --overwrite", code="exists")
+
+
+def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
+    """Raise RequestError if the output is one of the files that are read, by whatever name."""
+    for source in inputs:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise RequestError(f"the output {path} is {source}, which is read: choose another name")
 
 
 @contextmanager

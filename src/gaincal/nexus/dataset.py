@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
-from gaincal.kernels.decode import BadChunk, Pipeline, check_chunk, check_pipeline
+from gaincal.kernels.decode import BITSHUFFLE, BadChunk, Pipeline, check_chunk, check_pipeline
 from gaincal.nexus.trust import Place, reading
 
 Array = npt.NDArray[Any]
@@ -127,18 +127,14 @@ class PlainDataset:
         grid = [-(-s // c) for s, c in zip(self.dataset.shape, self.chunks, strict=True)]
         return int(np.prod(grid, dtype=object)) - int(self.dataset.id.get_num_chunks())
 
-    def check_chunks(self) -> None:
-        """Check every chunk; raises FileError at the first that is damaged."""
-        self._absent(((0,) * self.dataset.ndim, self.dataset.shape))
-
     def copy_to(self, group: h5py.Group, name: str, after_chunk: Callable[[], None]) -> None:
         """Copy the dataset as it is stored, every chunk checked and none decoded; what was never written stays so.
 
         HDF5's own copy crashes on filtered chunks that happen to be in its cache.
         """
         space = h5py.h5s.create_simple(self.dataset.shape)
-        plist = self.dataset.id.get_create_plist()
-        copy = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), self.dataset.id.get_type(), space, plist))
+        kind = self.dataset.id.get_type()
+        copy = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, self._storage()))
         if self.chunks is None:
             if self._stored():
                 copy[...] = self.read_all()
@@ -149,6 +145,40 @@ class PlainDataset:
                     stored = self.dataset.id.read_direct_chunk(offset)[1]
                 copy.id.write_direct_chunk(offset, stored)
                 after_chunk()
+
+    def _storage(self) -> h5py.h5p.PropDCID:
+        """How the dataset is stored, for a copy of it."""
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        if self.chunks is not None:
+            plist.set_chunk(self.chunks)
+        for number, parameters in self.pipeline.filters:
+            # bitshuffle itself puts three values in front of what it is given
+            given = parameters[3:] if number == BITSHUFFLE else parameters
+            plist.set_filter(number, h5py.h5z.FLAG_MANDATORY, given)
+        return plist
+
+    def damaged(self) -> Iterator[FileError]:
+        """Everything that is wrong with the stored words; verifies their checksums where they have any."""
+        if self.chunks is None:
+            return
+        for offset in self._offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
+            try:
+                if self._check(offset) and self.pipeline.checksummed:
+                    self._verify(offset)
+            except FileError as error:
+                yield error
+
+    def _verify(self, offset: tuple[int, ...]) -> None:
+        box = intersection((offset, self.chunks), ((0,) * self.dataset.ndim, self.dataset.shape))
+        assert box is not None
+        values = np.empty(box[1], self.dtype)
+        try:
+            self.read(box, values, np.zeros(box[1], bool))
+        except FileError as error:
+            where = f"{self.place.path} chunk {offset}"
+            raise FileError(
+                self.place.file, where, "its checksum differs or it cannot be decoded", code="bad-chunk"
+            ) from error
 
     def _offsets(self, box: Box) -> Iterator[tuple[int, ...]]:
         """Where the chunks begin that a box touches."""

@@ -22,7 +22,7 @@ from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Words
-from gaincal.nexus.write import METADATA, copy_tree, field, missing_metadata, write_skeleton
+from gaincal.nexus.write import METADATA, array_field, copy_tree, field, missing_metadata, write_skeleton
 
 Array = npt.NDArray[Any]
 
@@ -85,7 +85,7 @@ def write_master(
     raw_path = _write_words(written, detector, entry, content, placement)
     notes += _outside(written.target, content) if placement is not Placement.COPIED else []
     for name, values in content.ids.items():
-        detector[names.RAW_GROUP].create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
+        array_field(detector[names.RAW_GROUP], name, values)
     if content.mask is not None:
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
@@ -146,22 +146,24 @@ def _class(group: h5py.Group) -> str:
 def _replace(group: h5py.Group, name: str, values: Array) -> None:
     if name in group:
         del group[name]
-    group.create_dataset(name, data=values, chunks=values.shape, compression="gzip", fletcher32=True)
+    array_field(group, name, values, compression="gzip")
 
 
 def _write_words(
     written: AtomicFile, detector: h5py.Group, entry: h5py.Group, content: Content, placement: Placement
 ) -> str:
     """Put the words (or a link to them) into the detector; returns their path."""
+    target = Path(os.path.realpath(written.target))
+    inside = placement is Placement.IN_PLACE and content.place.file == target
+    words = written.file[content.place.path] if inside else None
     if names.RAW_GROUP in detector:
         del detector[names.RAW_GROUP]
     raw = new_group(detector, names.RAW_GROUP, names.DATA)
     raw.attrs[names.SIGNAL_ATTRIBUTE] = names.RAW_FIELD
     raw.attrs[names.AXES_ATTRIBUTE] = ["."] * len(content.calibration.layout.shape)
-    target = Path(os.path.realpath(written.target))
-    if placement is Placement.IN_PLACE and content.place.file == target:
-        raw[names.RAW_FIELD] = written.file[content.place.path]
-        _withdraw(entry, detector, raw[names.RAW_FIELD])
+    if words is not None:
+        raw[names.RAW_FIELD] = words
+        _withdraw(entry, detector, words)
     elif placement is Placement.COPIED:
         _copy_words(written, raw, content)
     else:
@@ -203,7 +205,9 @@ def _write_preview(entry: h5py.Group, image: Array, content: Content) -> None:
     for group in _of_class(entry, names.DATA):
         group.attrs.pop(names.SIGNAL_ATTRIBUTE, None)
     group = entry[path] if path in entry else new_group(entry, path, names.DATA)
-    dataset = group.create_dataset(names.PREVIEW, data=image, chunks=image.shape, fletcher32=True)
+    if names.PREVIEW in group:
+        del group[names.PREVIEW]
+    dataset = array_field(group, names.PREVIEW, image)
     dataset.attrs["long_name"] = "mean of some calibrated frames, binned"
     dataset.attrs[names.UNIT_ATTRIBUTE] = content.calibration.formula.output().units
     group.attrs[names.SIGNAL_ATTRIBUTE] = names.PREVIEW

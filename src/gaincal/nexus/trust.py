@@ -72,7 +72,7 @@ def reading(file: str | os.PathLike[str], place: str = "") -> Iterator[None]:
         yield
     except FileError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+    except (OSError, EOFError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
         text = str(error) or type(error).__name__
         raise FileError(file, place, f"cannot be read: {text}", code="unreadable") from error
 
@@ -116,6 +116,11 @@ class Resolver:
         for file in self._files.values():
             file.close()
         self._files.clear()
+
+    @property
+    def opened(self) -> list[Path]:
+        """Real paths of all files that were opened."""
+        return list(self._files)
 
     def get(self, path: str) -> Place:
         """Walk to an object of the master; raises FileError or TrustError where that is not possible."""

@@ -32,6 +32,7 @@ Array = npt.NDArray[Any]
 MAX_FRAME_BYTES = 1 << 30
 MAX_MAPPINGS = 200_000
 MAX_NESTING = 4
+MAX_CELLS = 1_000_000
 MAX_RANK = 8
 _PERCENT = re.compile(r"%(.)")
 _UNLIMITED = h5py.h5s.UNLIMITED
@@ -132,6 +133,26 @@ class Words:
             return words, None
         words[missing] = 0
         return words, missing
+
+    def uncovered(self, most: int = 20) -> list[Box]:
+        """Boxes of a virtual dataset that none of its mappings covers, at most so many."""
+        edges = [sorted({0, n}) for n in self.shape]
+        for axis in range(len(self.shape)):
+            ends = {*self._starts[:, axis].tolist(), *self._stops[:, axis].tolist()}
+            edges[axis] = sorted(ends | set(edges[axis]))
+        if int(np.prod([len(e) for e in edges], dtype=object)) > MAX_CELLS:
+            return []
+        covered = np.zeros([len(e) - 1 for e in edges], bool)
+        for start, stop in zip(self._starts, self._stops, strict=True):
+            covered[tuple(slice(e.index(a), e.index(b)) for e, a, b in zip(edges, start, stop, strict=True))] = True
+        cells = np.argwhere(~covered)[:most]
+        return [
+            (
+                tuple(e[k] for e, k in zip(edges, cell, strict=True)),
+                tuple(e[k + 1] - e[k] for e, k in zip(edges, cell, strict=True)),
+            )
+            for cell in cells
+        ]
 
     def _read_piece(self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_]) -> None:
         part = intersection(piece.box, wanted)

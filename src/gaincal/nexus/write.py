@@ -106,6 +106,13 @@ def field(group: h5py.Group, path: str, value: Any, units: str | None = None) ->
     return dataset
 
 
+def array_field(group: h5py.Group, name: str, values: Array, compression: str | None = None) -> h5py.Dataset:
+    """Create an array field with a checksum; an empty one can have neither chunks nor a checksum."""
+    if values.size == 0:
+        return group.create_dataset(name, data=values)
+    return group.create_dataset(name, data=values, chunks=values.shape, compression=compression, fletcher32=True)
+
+
 def axis(
     group: h5py.Group,
     name: str,

@@ -23,6 +23,7 @@ from gaincal.nexus.trust import Place, Resolver, reading
 
 Array = npt.NDArray[Any]
 SEPARATOR = "::"
+NPY_MAGIC = b"\x93NUMPY"
 PSI_CONSTANTS = "/gains"
 MAX_SEARCHED = 2000
 MAX_DEPTH = 12
@@ -85,6 +86,9 @@ def datasets(resolver: Resolver) -> Iterable[Place]:
 
 
 def _only(resolver: Resolver, candidates: list[Place], what: str) -> Place:
+    # Hard links give one dataset several names.
+    distinct = {(c.file, h5py.h5o.get_info(c.item.id).addr): c for c in sorted(candidates, key=lambda c: c.path)[::-1]}
+    candidates = list(distinct.values())
     if len(candidates) == 1:
         return candidates[0]
     listed = ", ".join(sorted(c.path for c in candidates)[:8])
@@ -151,6 +155,9 @@ def _read_planes(file: Path, pixels: tuple[int, ...]) -> Array:
 
 def _read_npy(file: Path) -> Array:
     with reading(file):
+        with file.open("rb") as stream:
+            if stream.read(len(NPY_MAGIC)) != NPY_MAGIC:
+                raise FileError(file, "", "is not a NumPy array file", code="not-npy")
         return np.asarray(np.load(file, allow_pickle=False))
 
 
