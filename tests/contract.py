@@ -83,8 +83,9 @@ def _plain(length: int) -> st.SearchStrategy[Any]:
 
 
 def _array(length: int) -> st.SearchStrategy[Array]:
-    number = st.integers(-length, length - 1) if length else st.nothing()
-    integers = st.lists(number, max_size=8).map(lambda v: np.array(v, np.int64))
+    if not length:
+        return st.just(np.empty(0, np.int64))
+    integers = st.lists(st.integers(-length, length - 1), max_size=8).map(lambda v: np.array(v, np.int64))
     booleans = st.integers(0, 2**length - 1).map(lambda v: (v >> np.arange(length, dtype=object) & 1).astype(bool))
     return st.one_of(integers, booleans)
 

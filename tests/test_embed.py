@@ -721,7 +721,7 @@ def test_the_raw_file_is_never_the_master(raw: Path, tmp_path: Path, link: Calla
     if link is not None:
         target = tmp_path / "alias.h5"
         link(raw, target)
-    with pytest.raises(RequestError, match="in_place"):
+    with pytest.raises(RequestError, match="which is read"):
         made(raw, target, overwrite=True)
     assert raw.read_bytes() == before
 

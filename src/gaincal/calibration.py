@@ -227,9 +227,9 @@ def _bound_input(declared: Mapping[str, Input], name: str, array: Array, formula
 def _bound_constant(item: Constant, constant: ConstantMap, formula: Formula, layout: RawLayout) -> Array:
     axes = [d for d in item.dims if d not in formula.checked.pixel_dims]
     if constant.values.ndim != len(item.dims):
-        wanted = f"({', '.join(item.dims)})"
+        dims = ", ".join(item.dims)
         raise BindError(
-            f"{item.name} has shape {constant.values.shape}, raw frames are {layout.pixels}; expected {wanted}"
+            f"{item.name} has shape {constant.values.shape}, raw frames are {layout.pixels}; expected ({dims})"
         )
     if len(constant.labels) != len(axes):
         raise BindError(f"{item.name} has labels for {len(constant.labels)} axes, expected {', '.join(axes) or 'none'}")

@@ -338,24 +338,16 @@ Edit = list[tuple[int, int]]
 """Offsets in a file, and the bits to flip there."""
 
 
-def endings(worker: Worker, run: Run, edits: list[Edit]) -> list[tuple[str, str, str]]:
-    """How reading ends for every edit of the master: (ending, code, text); a crash is one of the endings."""
+def endings(worker: Worker, run: Run, edits: list[Edit]) -> list[tuple[str, str]]:
+    """How reading ends for every edit of the master: (ending, text); a crash is one of the endings."""
     scratch = run.home / "edited.nxs"
+    ends = scratch.with_name(f"{scratch.name}.ends")
     request = {"do": "mutations", "path": str(run.master), "reference": str(run.reference), "scratch": str(scratch)}
-    found: list[tuple[str, str, str]] = []
+    found: list[tuple[str, str]] = []
     while len(found) < len(edits):
-        batch = edits[len(found) : len(found) + BATCH]
-        done = 0
-        while done < len(batch):
-            answer = worker.ask({**request, "edits": batch, "first": done})
-            if "crash" in answer:
-                reached = int(scratch.with_name(scratch.name + ".at").read_text())
-                # Those before the crash were not reported: ask for them again.
-                before = worker.ask({**request, "edits": batch[:reached], "first": done})
-                found += [(end, code, text) for end, code, text in before["ends"]]
-                found.append(("crash", "", answer["crash"]))
-                done = reached + 1
-            else:
-                found += [(end, code, text) for end, code, text in answer["ends"]]
-                done = len(batch)
+        ends.unlink(missing_ok=True)
+        answer = worker.ask({**request, "edits": edits[len(found) : len(found) + BATCH]})
+        found += [(end, text) for end, text in map(json.loads, ends.read_text().splitlines())]
+        if isinstance(answer, dict):
+            found.append(("crash", answer["crash"]))
     return found

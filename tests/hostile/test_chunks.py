@@ -356,9 +356,7 @@ def test_malformed_chunks_reach_no_decoder(
     run_case(worker, unharmed, tmp_path, Case(build, BAD), command_line=False)
 
 
-@pytest.mark.parametrize(
-    "name", ["gzip", "lz4", "zstd", "bitshuffle-lz4", "bitshuffle-zstd", "blosc-lz4", "blosc-zstd"]
-)
+@pytest.mark.parametrize("name", ["gzip", "zstd", "bitshuffle-lz4", "blosc-zstd"])
 def test_what_a_decoder_cannot_decode_is_never_delivered(
     name: str, worker: Worker, unharmed: Run, tmp_path: Path
 ) -> None:
@@ -392,7 +390,7 @@ def chunk_edits(run: Run, count: int, seed: int) -> list[Edit]:
 def test_mutated_chunks_never_crash(name: str, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
     chunked(run, PIPELINES[name])
-    found = Counter(end for end, _, _ in endings(worker, run, chunk_edits(run, 40, 5)))
+    found = Counter(end for end, _ in endings(worker, run, chunk_edits(run, 30, 5)))
     assert set(found) <= {"error", "finding", "same", "silent"}, found
 
 
@@ -400,5 +398,5 @@ def test_mutated_chunks_never_crash(name: str, worker: Worker, unharmed: Run, tm
 def test_mutated_chunks_with_a_checksum_are_errors(name: str, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
     chunked(run, {**PIPELINES[name], "fletcher32": True})
-    found = Counter(end for end, _, _ in endings(worker, run, chunk_edits(run, 20, 6)))
+    found = Counter(end for end, _ in endings(worker, run, chunk_edits(run, 10, 6)))
     assert set(found) == {"error"}, found

@@ -32,7 +32,7 @@ def test_a_damaged_byte_never_changes_pixels_silently(self_contained: Run, tmp_p
     for process in workers:
         process.close()
     ends = [(end, *edit[0], text) for part, done in zip(parts, found, strict=True)
-            for edit, (end, _, text) in zip(part, done, strict=True)]  # fmt: skip
+            for edit, (end, text) in zip(part, done, strict=True)]  # fmt: skip
     counts = Counter(end for end, _, _, _ in ends)
     print(dict(counts))
     assert sum(counts.values()) == MUTATIONS

@@ -382,7 +382,7 @@ def shuffled_cells(run: Run, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_shuffled_tables_are_formulas_or_errors(seed: int, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
-    for number in range(12):
+    for number in range(8):
         (run.home / "shuffled.nxs").write_bytes(run.master.read_bytes())
         shuffled = Run(run.home, run.foreign, run.reference)
         target = run.home / "master.nxs"

@@ -154,23 +154,19 @@ def probe(path: str, reference: str, trust: list[str], output: str, command_line
     }
 
 
-def mutate(path: str, reference: str, scratch: str, edits: list[list[list[int]]], first: int) -> Answer:
-    """For every edit (pairs of an offset and bits to flip), from the first on: how reading the edited file ends.
-
-    The number of the edit in hand is kept in a file, for those who want to know where this process ended.
-    """
+def mutate(path: str, reference: str, scratch: str, edits: list[list[list[int]]]) -> int:
+    """For every edit (pairs of an offset and bits to flip): how reading the edited file ends, as a line of a file."""
     original = Path(path).read_bytes()
     known = {(f.code, f.problem) for f in inspect.validate(path)}
-    ends: list[list[str]] = []
-    for number, edit in enumerate(edits[first:], first):
-        edited = bytearray(original)
-        for offset, flip in edit:
-            edited[offset] ^= flip
-        Path(scratch).write_bytes(edited)
-        Path(f"{scratch}.at").write_text(str(number))
-        found = guarded(lambda: compared(*evaluated(scratch), reference))
-        ends.append([_ending(found, scratch, known), found.get("code", ""), found.get("text", "")])
-    return {"ends": ends}
+    with Path(f"{scratch}.ends").open("w", buffering=1) as ends:
+        for edit in edits:
+            edited = bytearray(original)
+            for offset, flip in edit:
+                edited[offset] ^= flip
+            Path(scratch).write_bytes(edited)
+            found = guarded(lambda: compared(*evaluated(scratch), reference))
+            ends.write(json.dumps([_ending(found, scratch, known), found.get("text", "")]) + "\n")
+    return len(edits)
 
 
 def _ending(found: Answer, scratch: str, known: set[tuple[str, str]]) -> str:
@@ -191,7 +187,7 @@ def serve(request: Answer) -> Any:
         answer["peak"] = peak()
         return answer | {"foreign": watch.opened()}
     if request["do"] == "mutations":
-        keys = ("path", "reference", "scratch", "edits", "first")
+        keys = ("path", "reference", "scratch", "edits")
         return mutate(*(request[key] for key in keys))
     if request["do"] == "command":
         watch = Watch(request["foreign"])

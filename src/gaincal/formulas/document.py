@@ -15,7 +15,7 @@ from gaincal.formulas.formula import FORMAT_VERSION, Constant, Flag, Formula, In
 from gaincal.formulas.operations import Type
 
 MAX_DOCUMENT = 4 << 20
-MAX_DOTS = 16
+MAX_DOTS = 15
 """tomllib spends quadratic time on dotted keys; a line of a formula has few dots outside its texts."""
 _TEXT_OR_COMMENT = re.compile(r'"""[\s\S]*?"""|' + r"'''[\s\S]*?'''|" + r'"(?:[^"\\\n]|\\.)*"|' + r"'[^'\n]*'|#[^\n]*")
 _SECTIONS = ("formula", "inputs", "constants", "tables", "steps", "outputs", "flags")
@@ -97,7 +97,7 @@ def read_document(text: str) -> Formula:
         raise FormulaError(f"longer than {MAX_DOCUMENT} characters", where="document")
     bare = _TEXT_OR_COMMENT.sub("''", text)
     if any(line.count(".") > MAX_DOTS for line in bare.split("\n")):
-        raise FormulaError(f"more than {MAX_DOTS} dots in a line, outside texts", where="document")
+        raise FormulaError(f"a dotted key of more than 16 parts", where="document")
     try:
         document = _Section(tomllib.loads(text), "")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
