@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gaincal.embed import embed
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
+from gaincal.verbs.embed import embed
 
 hypothesis.settings.register_profile("gaincal", deadline=None)
 hypothesis.settings.load_profile("gaincal")

@@ -25,12 +25,12 @@ from conftest import (
 )
 from contract import same_bits
 
-from gaincal.apply import apply
-from gaincal.embed import embed
 from gaincal.errors import FileError, OutputError, RequestError
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
 from gaincal.nexus.names import PIXEL_MASK_BITS
+from gaincal.verbs.apply import apply
+from gaincal.verbs.embed import embed
 
 Array = npt.NDArray[Any]
 FRAMES = 6

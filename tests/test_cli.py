@@ -440,7 +440,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("first", ["gaincal.embed", "gaincal.apply", "gaincal.cli", "gaincal.demo"])
+@pytest.mark.parametrize("first", ["gaincal.verbs.embed", "gaincal.verbs.apply", "gaincal.cli", "gaincal.demo"])
 def test_public_names_are_functions_whatever_was_imported_before(first: str) -> None:
     code = f"import {first}, gaincal\nassert callable(gaincal.embed) and callable(gaincal.apply), gaincal.embed"
     done = _run(["-c", code])

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import independent_reader
 import numpy as np
 import pytest
 
-import independent_reader
 from gaincal.errors import GaincalError
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import open_master

@@ -16,11 +16,11 @@ from conftest import write_raw
 
 from gaincal import demo as demo_module
 from gaincal.demo import APPLIED, FIRST_PULSE, GAIN, MASTER, PEDESTAL, PICTURE, RAW, demo
-from gaincal.embed import embed
 from gaincal.errors import OutputError
-from gaincal.inspect import validate
 from gaincal.lazy import open_calibrated, open_calibrated_dataset
 from gaincal.simulate import NOISE, PHOTON_ENERGY, TYPICAL_GAIN, Module, make_frames, make_module
+from gaincal.verbs.embed import embed
+from gaincal.verbs.inspect import validate
 
 Array = npt.NDArray[Any]
 FRAMES = 3

@@ -26,12 +26,12 @@ from conftest import (
 from contract import same_bits
 from independent_reader import read
 
-from gaincal.embed import Embedded, embed
 from gaincal.errors import BindError, FileError, FormulaError, OutputError, RequestError, TrustError
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
-from gaincal.inspect import info, stored_formula, validate
 from gaincal.lazy import open_calibrated, open_calibrated_dataset
+from gaincal.verbs.embed import Embedded, embed
+from gaincal.verbs.inspect import info, stored_formula, validate
 
 Array = npt.NDArray[Any]
 PIXELS = (8, 16)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import FIRST_PULSE, PHOTON_ENERGY, Run, build_run, build_virtual_run, detector_formula, write_raw
 
-from gaincal.embed import embed
 from gaincal.errors import FileError, RequestError
-from gaincal.inspect import Finding, info, stored_formula, validate
+from gaincal.verbs.embed import embed
+from gaincal.verbs.inspect import Finding, info, stored_formula, validate
 
 CALIBRATION = "/entry/instrument/detector/calibration/jungfrau"
 

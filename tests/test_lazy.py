@@ -15,11 +15,11 @@ import xarray as xr
 from conftest import FLAG_BITS, RUN_KINDS, Run, build_run, detector_formula, make_constants
 from contract import View, ViewContract, outer, same_bits
 
-from gaincal.apply import apply
-from gaincal.embed import embed
 from gaincal.errors import FileError, RequestError, TrustError
 from gaincal.lazy import GaincalBackend, open_calibrated, open_calibrated_dataset
 from gaincal.nexus.evaluate import Evaluation
+from gaincal.verbs.apply import apply
+from gaincal.verbs.embed import embed
 
 Array = npt.NDArray[Any]
 UNITS = {"energy": "keV", "photons": "photon", "counts": "photon"}

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gaincal.apply import apply
 from gaincal.cli import main
-from gaincal.embed import embed
 from gaincal.formulas.catalog import get
 from gaincal.lazy import open_calibrated, open_calibrated_dataset
+from gaincal.verbs.apply import apply
+from gaincal.verbs.embed import embed
 
 Array = npt.NDArray[Any]
 DATA = Path(os.environ.get("GAINCAL_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")

@@ -50,7 +50,12 @@ def in_copy(run: Path, tmp_path: Path, name: str, code: str) -> list[str]:
     for file in (RAW, name):
         shutil.copy(run / file, tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", dedent(code), name], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", dedent(code), name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     found = json.loads(done.stdout.splitlines()[-1])
     assert isinstance(found, list)

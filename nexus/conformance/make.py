@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.embed import embed
+from gaincal.verbs.embed import embed
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import reference

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from gaincal._version import __version__
 
 if TYPE_CHECKING:
-    from gaincal.apply import apply
-    from gaincal.embed import embed
     from gaincal.errors import GaincalError
     from gaincal.formulas.formula import Formula
     from gaincal.lazy import open_calibrated, open_calibrated_dataset
+    from gaincal.verbs.apply import apply
+    from gaincal.verbs.embed import embed
 
 __all__ = [
     "Formula",
@@ -26,8 +26,8 @@ __all__ = [
 _HOME = {
     "Formula": "gaincal.formulas.formula",
     "GaincalError": "gaincal.errors",
-    "apply": "gaincal.apply",
-    "embed": "gaincal.embed",
+    "apply": "gaincal.verbs.apply",
+    "embed": "gaincal.verbs.embed",
     "open_calibrated": "gaincal.lazy",
     "open_calibrated_dataset": "gaincal.lazy",
 }
@@ -40,6 +40,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(_HOME[name]), name)
-    # The verbs are functions in modules of the same name: keep the function, not the module.
     globals()[name] = value
     return value

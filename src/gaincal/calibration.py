@@ -88,6 +88,12 @@ class Calibration:
         """Outputs for which everything is there."""
         return [o.name for o in self.formula.outputs if needs(self.formula, o.name) <= self.given]
 
+    def preferred_output(self) -> str | None:
+        """The default output if it is available, else the first that is, else None."""
+        available = self.available_outputs()
+        default = self.formula.output().name
+        return default if default in available else next(iter(available), None)
+
     def tested_flags(self) -> list[str]:
         """Flags for which everything is there."""
         return [flag.name for _, flag in testable_flags(self.formula, self.given)]

@@ -35,12 +35,12 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="gaincal")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def main(debug: bool) -> None:
-    r"""Raw detector words, with the formula that calibrates them, calibrated when somebody reads.
+    """Raw detector words, with the formula that calibrates them, calibrated when somebody reads.
 
     \b
     Exit codes: 0 done; 1 other error; 2 wrong request; 3 formula; 4 file; 5 file not trusted;
     6 formula and data do not fit; 7 output not written; 8 validate found errors.
-    """
+    """  # noqa: D301  (\b is click's mark for lines that stay as they are)
 
 
 def _trust(command: Any) -> Any:
@@ -104,7 +104,7 @@ def embed(
 
     Constants: HDF5 (PSI's /gains, or a dataset you name), .npy, or PSI's .bin gain maps.
     """
-    from gaincal.embed import embed as run
+    from gaincal.verbs.embed import embed as run
 
     if not in_place and output is None:
         raise RequestError("say where to write: -o MASTER, or --in-place")
@@ -181,9 +181,9 @@ def apply(
     as_json: bool,
 ) -> None:
     """Write the calibrated frames of MASTER as a standard NXmx file."""
-    from gaincal.apply import apply as run
     from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
+    from gaincal.verbs.apply import apply as run
 
     inputs = {name: parse_number(name, text) for name, text in _pairs(settings, "--set").items()}
     with progress("apply", "frames") as advance:
@@ -222,7 +222,7 @@ def apply(
 @_as_json
 def info(file: str, calibration: str | None, trust: tuple[str, ...], as_json: bool) -> None:
     """Say what FILE holds: words, formula, constants, outputs, flags."""
-    from gaincal.inspect import info as run
+    from gaincal.verbs.inspect import info as run
 
     found = run(file, calibration=calibration, trust=trust)
     if as_json:
@@ -269,9 +269,9 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
 @_as_json
 def validate(file: str, trust: tuple[str, ...], as_json: bool) -> None:
     """List everything that is wrong with FILE, with a stable code, the place and a remedy."""
-    from gaincal.inspect import ERROR
-    from gaincal.inspect import validate as run
     from gaincal.progress import progress
+    from gaincal.verbs.inspect import ERROR
+    from gaincal.verbs.inspect import validate as run
 
     with progress("validate", "datasets") as advance:
         findings = run(file, trust=trust, progress=advance)
@@ -318,7 +318,7 @@ def formula_show(name_or_file: str, calibration: str | None, trust: tuple[str, .
     elif name_or_file.endswith(".toml"):
         click.echo(Formula.load(name_or_file).to_toml(), nl=False)
     else:
-        from gaincal.inspect import stored_formula
+        from gaincal.verbs.inspect import stored_formula
 
         click.echo(stored_formula(name_or_file, calibration=calibration, trust=trust).to_toml(), nl=False)
 

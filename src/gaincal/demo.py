@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.apply import apply
-from gaincal.embed import embed
 from gaincal.errors import OutputError
 from gaincal.nexus.atomic import atomic_output
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import open_master
 from gaincal.simulate import PHOTON_ENERGY, Module, make_frames, make_module
+from gaincal.verbs.apply import apply
+from gaincal.verbs.embed import embed
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]

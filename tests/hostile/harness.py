@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.embed import embed
 from gaincal.lazy import open_calibrated_dataset
+from gaincal.verbs.embed import embed
 
 Array = npt.NDArray[Any]
 FRAMES, Y, X = 6, 16, 32
@@ -345,7 +345,7 @@ def endings(worker: Worker, run: Run, edits: list[Edit]) -> list[tuple[str, str]
     request = {"do": "mutations", "path": str(run.master), "reference": str(run.reference), "scratch": str(scratch)}
     found: list[tuple[str, str]] = []
     while len(found) < len(edits):
-        ends.unlink(missing_ok=True)
+        ends.write_text("")
         answer = worker.ask({**request, "edits": edits[len(found) : len(found) + BATCH]})
         found += [(end, text) for end, text in map(json.loads, ends.read_text().splitlines())]
         if isinstance(answer, dict):

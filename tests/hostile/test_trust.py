@@ -9,9 +9,9 @@ import pytest
 
 from gaincal import cli
 from gaincal.errors import TrustError
-from gaincal.inspect import info, validate
 from gaincal.lazy import open_calibrated
 from gaincal.nexus.read import open_master
+from gaincal.verbs.inspect import info, validate
 from hostile.harness import STORED, WORDS, Run, put
 
 

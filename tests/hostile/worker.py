@@ -182,8 +182,8 @@ def serve(request: Answer) -> Any:
     forget_peak()
     if request["do"] == "probe":
         watch = Watch(request["foreign"])
-        keys = ("path", "reference", "trust", "output", "command_line")
-        answer = probe(*(request[key] for key in keys))
+        wanted = ("path", "reference", "trust", "output", "command_line")
+        answer = probe(*(request[key] for key in wanted))
         answer["peak"] = peak()
         return answer | {"foreign": watch.opened()}
     if request["do"] == "mutations":

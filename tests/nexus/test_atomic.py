@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hostile.harness import Run, constants, make_run
 
-from gaincal.apply import apply
-from gaincal.embed import embed
 from gaincal.errors import GaincalError, OutputError
 from gaincal.nexus.atomic import PART, atomic_output, refuse_existing
+from gaincal.verbs.apply import apply
+from gaincal.verbs.embed import embed
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pytest
 from hostile.harness import Worker, make_run
 
-from gaincal.embed import embed
 from gaincal.lazy import open_calibrated
 from gaincal.nexus.atomic import PART, atomic_output
+from gaincal.verbs.embed import embed
 
 Verb = tuple[str, ...]
 FRAMES, Y, X = 36, 128, 256
@@ -168,8 +168,8 @@ cli.main(sys.argv[1:])
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from gaincal.apply import apply
-from gaincal.embed import embed
+from gaincal.verbs.apply import apply
+from gaincal.verbs.embed import embed
 from gaincal.errors import OutputError
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 home = Path(sys.argv[1])

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from gaincal.errors import FormulaError
+from gaincal.errors import FileError, FormulaError
 from gaincal.formulas.checks import check_name, declare_pixel_dims, declared_types, step_type
 from gaincal.formulas.expression import parse, render
 from gaincal.formulas.formula import FORMAT_VERSION, Constant, Flag, Formula, Input, Output, Step, Table
@@ -81,8 +81,11 @@ def _bounded(value: object, where: str) -> object:
 
 def read_file(path: Path) -> Formula:
     """Read a formula from a TOML file of UTF-8 text."""
-    with path.open("rb") as stream:
-        content = stream.read(MAX_DOCUMENT + 1)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_DOCUMENT + 1)
+    except OSError as error:
+        raise FileError(path, "", f"cannot be opened: {error.strerror}", code="not-found") from None
     if len(content) > MAX_DOCUMENT:
         raise FormulaError(f"longer than {MAX_DOCUMENT} bytes", where=str(path))
     try:
@@ -97,7 +100,7 @@ def read_document(text: str) -> Formula:
         raise FormulaError(f"longer than {MAX_DOCUMENT} characters", where="document")
     bare = _TEXT_OR_COMMENT.sub("''", text)
     if any(line.count(".") > MAX_DOTS for line in bare.split("\n")):
-        raise FormulaError(f"a dotted key of more than 16 parts", where="document")
+        raise FormulaError("a dotted key of more than 16 parts", where="document")
     try:
         document = _Section(tomllib.loads(text), "")
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:

@@ -144,7 +144,7 @@ class Formula:
         ------
         FormulaError
             If the file's text breaks a rule.
-        OSError
+        FileError
             If the file cannot be read.
         """
         from gaincal.formulas.document import read_file

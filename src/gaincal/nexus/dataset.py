@@ -103,12 +103,27 @@ class PlainDataset:
         start, count = box
         key = tuple(slice(s, s + c) for s, c in zip(start, count, strict=True))
         absent = self._absent(box)
-        with reading(self.place.file, self.place.path):
-            if not absent or any(b != box for b in absent):
+        if not absent or any(b != box for b in absent):
+            try:
                 self.dataset.read_direct(out, key)
+            except (OSError, RuntimeError) as error:
+                raise self._unreadable(box) from error
         for first, length in absent:
             inside = tuple(slice(f - s, f - s + n) for f, s, n in zip(first, start, length, strict=True))
             out[inside], missing[inside] = 0, True
+
+    def _unreadable(self, box: Box) -> FileError:
+        """Which chunk of a box it is that cannot be read."""
+        chunks = list(self._offsets(box)) if self.chunks is not None else []
+        if len(chunks) > 1:
+            for offset in chunks:
+                try:
+                    self._verify(offset)
+                except FileError as error:
+                    return error
+        where = f"{self.place.path} chunk {chunks[0]}" if chunks else self.place.path
+        problem = "cannot be decoded, or its checksum differs"
+        return FileError(self.place.file, where, problem, "copy the file again", code="bad-chunk")
 
     def read_all(self) -> Array:
         """All values, in native byte order; raises FileError if some were never written."""
@@ -171,14 +186,7 @@ class PlainDataset:
     def _verify(self, offset: tuple[int, ...]) -> None:
         box = intersection((offset, self.chunks), ((0,) * self.dataset.ndim, self.dataset.shape))
         assert box is not None
-        values = np.empty(box[1], self.dtype)
-        try:
-            self.read(box, values, np.zeros(box[1], bool))
-        except FileError as error:
-            where = f"{self.place.path} chunk {offset}"
-            raise FileError(
-                self.place.file, where, "its checksum differs or it cannot be decoded", code="bad-chunk"
-            ) from error
+        self.read(box, np.empty(box[1], self.dtype), np.zeros(box[1], bool))
 
     def _offsets(self, box: Box) -> Iterator[tuple[int, ...]]:
         """Where the chunks begin that a box touches."""

@@ -22,7 +22,7 @@ from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Words
-from gaincal.nexus.write import METADATA, array_field, copy_tree, field, missing_metadata, write_skeleton
+from gaincal.nexus.write import array_field, copy_tree, field, missing_metadata, write_metadata, write_skeleton
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +55,7 @@ def write_master(
     resolver: Resolver,
     template: Place | None,
     content: Content,
-    image: Array,
+    image: Array | None,
     placement: Placement,
 ) -> tuple[str, list[str]]:
     """Write everything into an open file.
@@ -69,8 +69,8 @@ def write_master(
     template : Place or None
         The raw file's NXentry, whose metadata are carried over.
     content : Content
-    image : ndarray
-        The preview.
+    image : ndarray or None
+        The preview; None if no output is available.
     placement : Placement
 
     Returns
@@ -109,19 +109,29 @@ def _tree(
         entry = file[template.path]
     else:
         entry = new_group(file, template.path, names.ENTRY)
-        images = (d.path for d in of_class(resolver, template, names.DATA))
-        left_out = copy_tree(resolver, template, entry, frozenset({content.place.path, *images}))
-        notes += [f"not copied from the raw file: {path}" for path in left_out]
+        notes += _copy_template(resolver, template, entry, content)
     file.attrs[names.DEFAULT_ATTRIBUTE] = entry.name.strip("/")
-    for name, value in content.metadata.items():
-        path = METADATA[name].path
-        if not path:
-            notes.append(f"{name} is ignored: the raw file has its own geometry")
-            continue
-        if path in entry:
-            del entry[path]
-        field(entry, path, value, METADATA[name].units)
+    if "definition" not in entry:
+        field(entry, "definition", names.APPLICATION)
+    homeless = write_metadata(entry, _detector(entry), content.metadata)
+    notes += [f"{name} is ignored: the raw file has its own geometry" for name in homeless]
     return entry, notes
+
+
+def _copy_template(resolver: Resolver, template: Place, entry: h5py.Group, content: Content) -> list[str]:
+    """Carry metadata over, but neither words nor images nor calibrations."""
+    skip = {d.path for d in of_class(resolver, template, names.DATA)} | {content.place.path}
+    notes = []
+    for instrument in of_class(resolver, template, names.INSTRUMENT):
+        for detector in of_class(resolver, instrument, names.DETECTOR):
+            skip |= {f"{detector.path}/{names.RAW_GROUP}", f"{detector.path}/{names.CALIBRATION_GROUP}"}
+            for collection in of_class(resolver, detector, names.COLLECTION):
+                found = of_class(resolver, collection, names.CALIBRATION)
+                notes += [f"calibration {c.path} of the raw file is not carried over" for c in found]
+    sources = {s for w in content.words.values() for s in w.sources}
+    words = frozenset((s.place.file, int(h5py.h5o.get_info(s.dataset.id).addr)) for s in sources)
+    left_out = copy_tree(resolver, template, entry, frozenset(skip), words=words)
+    return notes + [f"not copied from the raw file: {path}" for path in left_out]
 
 
 def _detector(entry: h5py.Group) -> h5py.Group:
@@ -199,20 +209,23 @@ def _outside(target: Path, content: Content) -> list[str]:
     return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
 
 
-def _write_preview(entry: h5py.Group, image: Array, content: Content) -> None:
+def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> None:
     """The only image that a reader is offered."""
     path = names.DATA_PATH.rsplit("/", 1)[-1]
     for group in _of_class(entry, names.DATA):
         group.attrs.pop(names.SIGNAL_ATTRIBUTE, None)
     group = entry[path] if path in entry else new_group(entry, path, names.DATA)
+    entry.attrs[names.DEFAULT_ATTRIBUTE] = path
     if names.PREVIEW in group:
         del group[names.PREVIEW]
+    output = content.calibration.preferred_output()
+    if image is None or output is None:
+        return
     dataset = array_field(group, names.PREVIEW, image)
     dataset.attrs["long_name"] = "mean of some calibrated frames, binned"
-    dataset.attrs[names.UNIT_ATTRIBUTE] = content.calibration.formula.output().units
+    dataset.attrs[names.UNIT_ATTRIBUTE] = content.calibration.formula.output(output).units
     group.attrs[names.SIGNAL_ATTRIBUTE] = names.PREVIEW
     group.attrs[names.AXES_ATTRIBUTE] = [".", "."]
-    entry.attrs[names.DEFAULT_ATTRIBUTE] = path
 
 
 def _write_calibration(detector: h5py.Group, raw_path: str, content: Content) -> str:

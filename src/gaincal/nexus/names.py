@@ -41,6 +41,8 @@ AXES_ATTRIBUTE = "axes"
 SIGNAL_ATTRIBUTE = "signal"
 DEFAULT_ATTRIBUTE = "default"
 
+PHOTON_ENERGY = "photon_energy"
+"""The input that the beam's wavelength states, too; in keV."""
 KEV_ANGSTROM = 12.398419843320026
 """Planck's constant times the speed of light (2019 SI), in keV angstrom."""
 

@@ -185,6 +185,8 @@ def _replaced(formula: Formula, given: Mapping[str, float]) -> dict[str, Array]:
         if name not in scalars:
             listed = ", ".join(sorted(scalars)) or "none"
             raise RequestError(f"formula '{formula.name}' has no settable input '{name}'; it has {listed}")
+    if given.get(names.PHOTON_ENERGY, 1.0) <= 0:
+        raise RequestError(f"{names.PHOTON_ENERGY}={given[names.PHOTON_ENERGY]}: must be above zero")
     return {name: np.array(value, np.float64) for name, value in given.items()}
 
 

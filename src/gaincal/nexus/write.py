@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -76,6 +77,41 @@ def parse_number(name: str, text: str) -> float:
     if not np.isfinite(number):
         raise RequestError(f"{name}={text}: not a finite number")
     return number
+
+
+def write_metadata(entry: h5py.Group, detector: h5py.Group, metadata: Mapping[str, str | float]) -> list[str]:
+    """State facts in an existing entry, replacing what it says; returns those that have no place in it."""
+    homeless = []
+    for name, value in metadata.items():
+        known = METADATA[name]
+        if not known.path:
+            homeless.append(name)
+            continue
+        group = _home(entry, detector, known.path)
+        leaf = known.path.rsplit("/", 1)[-1]
+        if leaf in group:
+            del group[leaf]
+        field(group, leaf, value, known.units)
+    return homeless
+
+
+def _home(entry: h5py.Group, detector: h5py.Group, path: str) -> h5py.Group:
+    """The group that a fact belongs into, whatever the file calls it; created with its class if it lacks."""
+    if path.startswith("instrument/detector/"):
+        return detector
+    if path.startswith("instrument/beam/"):
+        return _only_of_class(detector.parent, "beam", "NXbeam")
+    if path.startswith("instrument/"):
+        return detector.parent
+    name = path.partition("/")[0]
+    return entry if name == path else _only_of_class(entry, name, {"source": "NXsource", "sample": "NXsample"}[name])
+
+
+def _only_of_class(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
+    for member in parent.values():
+        if isinstance(member, h5py.Group) and member.attrs.get(names.NX_CLASS) in (nx_class, nx_class.encode()):
+            return member
+    return parent[name] if name in parent else new_group(parent, name, nx_class)
 
 
 def missing_metadata(has: Callable[[str], bool], detector: str = "instrument/detector") -> list[str]:
@@ -188,6 +224,7 @@ def copy_tree(
     group: h5py.Group,
     skip: frozenset[str],
     frames: tuple[int, int, int] | None = None,
+    words: frozenset[tuple[Path, int]] = frozenset(),
 ) -> list[str]:
     """Copy groups, small fields and attributes of an untrusted file.
 
@@ -202,6 +239,8 @@ def copy_tree(
         HDF5 paths that are left out.
     frames : (int, int, int), optional
         Frames of the run, and first and number of those to keep: lists with one value per frame are cut.
+    words : frozenset of (Path, int), optional
+        File and address of the raw words: left out under whatever name.
 
     Returns
     -------
@@ -224,6 +263,8 @@ def copy_tree(
             try:
                 member = resolver.walk(source, name)
                 if isinstance(member.item, h5py.Dataset):
+                    if (member.file, int(h5py.h5o.get_info(member.item.id).addr)) in words:
+                        continue
                     cut = None if _class_of(source) in _NOT_BY_FRAME else frames
                     _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
                 elif depth < MAX_DEPTH:

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from gaincal.calibration import ConstantMap
 from gaincal.errors import FileError
 from gaincal.formulas.formula import Constant
+from gaincal.formulas.units import Unit
 from gaincal.nexus import names
 from gaincal.nexus.dataset import element_type
-from gaincal.nexus.fields import read_array
+from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import MAX_CONSTANT_BYTES, Provenance
 from gaincal.nexus.trust import Place, Resolver, reading
 
@@ -164,8 +165,21 @@ def _read_npy(file: Path) -> Array:
 def _read_hdf5(spec: Spec, declared: Constant, axes: tuple[str, ...]) -> tuple[Array, str, Any]:
     with Resolver(spec.file) as resolver, reading(spec.file):
         place = _constant_place(resolver, spec, declared)
+        _check_units(place, declared)
         values = read_array(place, MAX_CONSTANT_BYTES)
         return values, f"HDF5 {place.path}", _stated_labels(resolver, place, axes)
+
+
+def _check_units(place: Place, declared: Constant) -> None:
+    """Refuse a map in other units than the formula declares, where the file states any that we know."""
+    stated = attribute_text(place, names.UNIT_ATTRIBUTE)
+    try:
+        unit = Unit.parse(stated or "")
+    except ValueError:
+        return
+    if unit != Unit.parse(declared.units):
+        problem = f"is in {unit}, {declared.name} is in {declared.units}"
+        raise place.error(problem, "are two constants mixed up?", code="wrong-units")
 
 
 def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place:

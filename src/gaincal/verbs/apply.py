@@ -23,11 +23,15 @@ from gaincal.nexus.evaluate import Evaluation, split_frames
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
-from gaincal.nexus.write import array_field, copy_tree, field
+from gaincal.nexus.write import array_field, copy_tree, field, write_metadata
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 FRAMES_AT_ONCE = 16
+ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value")
+"""Facts of a detector that hold for its words, not for what becomes of them."""
+MISSING_MASK_BIT = 1
+"""Where every frame is missing the pixel counts as dead."""
 ALL_BITS = np.uint32(0xFFFFFFFF)
 
 
@@ -142,6 +146,9 @@ def apply(
         with atomic_output(chosen, overwrite=overwrite) as written:
             entry = _copy_entry(written.file, master, first, count)
             tally = _write_frames(written, entry, evaluation, first, count, progress)
+            if inputs and names.PHOTON_ENERGY in inputs:
+                wavelength = names.KEV_ANGSTROM / inputs[names.PHOTON_ENERGY]
+                write_metadata(entry, written.file[master.detector.path], {"wavelength": wavelength})
             return _finish(entry, master, program, tally, chosen, (first, count))
 
 
@@ -161,13 +168,13 @@ def _copy_entry(file: h5py.File, master: Master, first: int, count: int) -> h5py
     entry_path = "/" + master.detector.path.strip("/").split("/")[0]
     source = master.resolver.get(entry_path)
     detector = master.detector.path
-    skip = {
-        f"{detector}/{name}"
-        for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, "bit_depth_readout")
-    }
+    skip = {f"{detector}/{name}" for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, *ABOUT_WORDS)}
     skip |= {f"{entry_path}/{names.DATA_PATH.rsplit('/', 1)[-1]}"}
     entry = file.create_group(entry_path, track_order=True)
-    copy_tree(master.resolver, source, entry, frozenset(skip), (master.calibration.layout.frames, first, count))
+    sources = [s for w in master.words.values() for s in w.sources]
+    words = frozenset((s.place.file, int(h5py.h5o.get_info(s.dataset.id).addr)) for s in sources)
+    cut = (master.calibration.layout.frames, first, count)
+    copy_tree(master.resolver, source, entry, frozenset(skip), cut, words)
     file.attrs[names.DEFAULT_ATTRIBUTE] = entry_path.strip("/")
     return entry
 
@@ -248,10 +255,10 @@ def _write_mask(detector: h5py.Group, master: Master, tally: _Tally) -> None:
     given = read_array(place) if place is not None else mask
     if given.shape == pixels and given.dtype.kind in "iu":
         mask |= given.astype(np.uint32)
-    for bit, flag in enumerate(master.calibration.formula.flags):
-        if flag.pixel_mask_bit is not None:
-            always = (tally.always >> np.uint32(bit)) & np.uint32(1)
-            mask |= always << np.uint32(flag.pixel_mask_bit)
+    bits = {bit: flag.pixel_mask_bit for bit, flag in enumerate(master.calibration.formula.flags)}
+    for bit, target in (bits | {MISSING_BIT: MISSING_MASK_BIT}).items():
+        if target is not None:
+            mask |= ((tally.always >> np.uint32(bit)) & np.uint32(1)) << np.uint32(target)
     array_field(detector, names.PIXEL_MASK, mask, compression="gzip")
 
 
@@ -262,8 +269,6 @@ def _write_range(detector: h5py.Group, program: Program) -> None:
     low, high = program.limits
     kind = np.dtype(program.dtype).type
     for name, value in (("saturation_value", high - 1), ("underload_value", low)):
-        if name in detector:
-            del detector[name]
         field(detector, name, kind(value))
     field(detector, "bit_depth_readout", np.int32(8 * np.dtype(program.dtype).itemsize))
 

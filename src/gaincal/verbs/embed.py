@@ -24,7 +24,7 @@ from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import Provenance
 from gaincal.nexus.master import Content, Placement, write_master
-from gaincal.nexus.read import of_class
+from gaincal.nexus.read import of_class, read_ids
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Words
 from gaincal.nexus.write import parse_metadata, parse_number
@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | Array
 ID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 RESERVED_VARIABLES = ("flags", "stage")
-PHOTON_ENERGY, WAVELENGTH = "photon_energy", "wavelength"
+PHOTON_ENERGY, WAVELENGTH = names.PHOTON_ENERGY, "wavelength"
 BEAM_UNITS = {
     "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
     "incident_energy": {"keV": 1.0, "eV": 1e-3},
@@ -138,6 +138,7 @@ def embed(
         numbers = {n: load_ids(Spec.parse(os.fspath(s)), layout.frames) for n, s in (ids or {}).items()}
         if not in_place:
             refuse_input(target, [*resolver.opened, *_files(constants, inputs or {}, mask, ids or {})])
+        numbers = _existing_ids(resolver, template, layout) | numbers
         content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
         image = _preview(content)
         start = resolver.master if in_place else None
@@ -323,13 +324,21 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _preview(content: Content) -> Array:
+def _existing_ids(resolver: Resolver, template: Place | None, layout: RawLayout) -> dict[str, Array]:
+    """Ids that the raw file, a master itself, has beside its words."""
+    found: dict[str, Array] = {}
+    for instrument in of_class(resolver, template, names.INSTRUMENT) if template else []:
+        for detector in of_class(resolver, instrument, names.DETECTOR):
+            found |= read_ids(resolver, detector, layout.frames)
+    return found
+
+
+def _preview(content: Content) -> Array | None:
     """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid."""
-    available = content.calibration.available_outputs()
-    default = content.calibration.formula.output().name
-    if default not in available:
-        default = available[0] if available else default
-    program = content.calibration.program(default)
+    output = content.calibration.preferred_output()
+    if output is None:
+        return None
+    program = content.calibration.program(output)
     evaluation = Evaluation(content.calibration, content.words, program)
     frames, pixels = evaluation.shape[0], evaluation.shape[1:]
     total, seen = np.zeros(pixels), np.zeros(pixels)

@@ -163,7 +163,7 @@ def _input_value(master: Master, name: str) -> Any:
     array = master.calibration.arrays.get(name)
     if array is None:
         return None
-    return array.item() if array.size == 1 else f"{array.dtype.name} {array.shape}"
+    return float(str(array.reshape(())[()])) if array.size == 1 else f"{array.dtype.name} {array.shape}"
 
 
 def _describe_constant(master: Master, name: str) -> dict[str, Any]:

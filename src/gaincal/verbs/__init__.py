@@ -1,0 +1,1 @@
+"""One verb of gaincal each: embed, apply, inspect (info and validate)."""
