@@ -41,7 +41,7 @@ def test_info_describes_words_formula_and_constants(plain: Run) -> None:
         "unwritten_chunks": 0,
     }
     assert found["formula"]["digest"] == detector_formula().digest
-    assert found["inputs"]["photon_energy"] == np.float32(PHOTON_ENERGY)
+    assert found["inputs"]["photon_energy"] == PHOTON_ENERGY
     assert found["ids"] == {"pulse_id": [FIRST_PULSE, FIRST_PULSE + 44]}
     gain = found["constants"][1]
     assert (gain["name"], gain["units"], gain["shape"], gain["labels"]) == ("gain", "ADU/keV", [3, 16, 32], [[0, 1, 2]])

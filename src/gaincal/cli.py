@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -15,12 +17,19 @@ from gaincal._version import __version__
 from gaincal.errors import GaincalError, OutputError, RequestError, one_line
 
 FINDINGS_EXIT = 8
+SIGNAL_EXIT = 128
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """Unwind on SIGTERM, as on Ctrl-C, so that nothing half-written stays."""
+    sys.exit(SIGNAL_EXIT + number)
 
 
 class _Commands(click.Group):
     """Turns errors into one line and an exit code; a traceback only with --debug."""
 
     def invoke(self, context: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(context)
         except (GaincalError, OSError, MemoryError) as error:
@@ -68,7 +77,16 @@ def _pairs(values: Iterable[str], option: str) -> dict[str, str]:
 
 
 def _print_json(content: Any) -> None:
-    click.echo(json.dumps(content, indent=2, default=str))
+    click.echo(json.dumps(_plain(content), indent=2, default=str, allow_nan=False))
+
+
+def _plain(content: Any) -> Any:
+    """What JSON can say: NaN and infinities become null."""
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @main.command()

@@ -35,7 +35,7 @@ class _Handle:
     """A master, opened once per process and reopened after a fork or a pickle; the same file or an error."""
 
     def __init__(self, path: str, options: Mapping[str, Any], checksum: str | None = None) -> None:
-        self.path, self.options, self.checksum = path, dict(options), checksum
+        self.path, self.options, self.checksum = os.path.abspath(path), dict(options), checksum
         self._lock = threading.Lock()
         self._master: Master | None = None
         self._process = -1
@@ -91,6 +91,9 @@ class CalibratedArray(BackendArray):
         self.dtype = np.dtype(np.uint32 if kind == FLAGS else program.dtype)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Array:
+        if not isinstance(key, indexing.VectorizedIndexer):
+            # xarray's adapter takes slices with negative steps apart, and gets some of them wrong.
+            return self._read(key.tuple)
         result = indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
         return np.asarray(result)
 
@@ -193,7 +196,9 @@ def open_calibrated(
         trust=trust,
         extras=False,
     )
-    return dataset[next(iter(dataset.data_vars))]
+    array = dataset[next(iter(dataset.data_vars))]
+    array.set_close(dataset.close)
+    return array
 
 
 def open_calibrated_dataset(
@@ -283,7 +288,11 @@ class GaincalBackend(BackendEntrypoint):
             variables |= _extras(handle, program)
         dropped = {drop_variables} if isinstance(drop_variables, str) else set(drop_variables or ())
         kept = {n: v for n, v in variables.items() if n not in dropped}
-        dataset = xr.Dataset(kept, _coordinates(master, frozenset(variables)), _provenance(master))
+        dataset = xr.Dataset(
+            kept,
+            _coordinates(master, frozenset({*variables, *master.calibration.formula.checked.pixel_dims})),
+            _provenance(master),
+        )
         dataset.set_close(handle.close)
         return dataset
 

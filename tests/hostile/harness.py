@@ -178,7 +178,7 @@ class Worker:
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """The answer; ``{"crash": how}`` where there was none."""
+        """The answer; ``{"crash": how}`` where a signal (or, for a hang, this) ended the process instead."""
         if self._process is None:
             self._process = self._start()
         process = self._process
@@ -195,6 +195,8 @@ class Worker:
         self._process = None
         code = process.wait()
         self._close(process)
+        if code >= 0:
+            raise RuntimeError(f"worker.py failed by itself, not by a signal: exit code {code}, see its standard error")
         return {"crash": f"hangs after {PATIENCE_SECONDS} s" if not ready else f"ended with {code}"}
 
     def close(self) -> None:
@@ -222,7 +224,6 @@ class Worker:
             [sys.executable, str(script), str(self._unharmed.master)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
         )

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal import cli, inspect
+from gaincal import cli
 from gaincal.errors import GaincalError
 from gaincal.lazy import open_calibrated_dataset
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import open_master
+from gaincal.verbs import inspect
 
 Answer = dict[str, Any]
 MISSING = np.uint32(1 << 31)

@@ -170,6 +170,23 @@ def _check_zstd(stored: bytes, total: int) -> None:
     declared = int.from_bytes(stored[start : start + width], "little") + (256 if width == 2 else 0)
     if declared != total:
         raise BadChunk(f"its header declares {declared} bytes instead of {total}")
+    end = _walk_zstd(stored, start + width) + (4 if stored[4] & 0x04 else 0)
+    if end != len(stored):
+        raise BadChunk("wrong length behind the last block")
+
+
+def _walk_zstd(stored: bytes, position: int) -> int:
+    """Follow the block headers of a Zstandard frame (RFC 8878, 3.1.1.2); returns where the last block ends."""
+    last = False
+    while not last:
+        if position + 3 > len(stored):
+            raise BadChunk("a block leaves the chunk")
+        header = int.from_bytes(stored[position : position + 3], "little")
+        last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
+        if kind == 3:
+            raise BadChunk("a block of a reserved kind")
+        position += 3 + (1 if kind == 1 else size)
+    return position
 
 
 def _check_blosc(stored: bytes, total: int) -> None:

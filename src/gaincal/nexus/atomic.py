@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from gaincal.errors import OutputError, RequestError
 PART = ".part"
 OBJECT_FORMAT = ("v110", "v110")
 COPY_BLOCK = 16 << 20
+MAX_CLAIMS = 10
 
 
 class _Sink:
@@ -116,6 +118,7 @@ def atomic_output(
     refuse_existing(path, overwrite)
     with _owned(path, part) as descriptor:
         try:
+            refuse_existing(path, overwrite)
             if start_from is not None:
                 _copy(start_from, descriptor)
             sink = _Sink(descriptor)
@@ -126,7 +129,7 @@ def atomic_output(
                 yield output
             output.check()
             os.fsync(descriptor)
-            os.replace(part, path)
+            _appear(part, path, overwrite)
             _sync_directory(path.parent)
         except BaseException as error:
             with suppress(OSError):
@@ -154,21 +157,61 @@ def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
 @contextmanager
 def _owned(path: Path, part: Path) -> Iterator[int]:
     """The part file, for this process alone; what a killed process left is taken over."""
+    for _ in range(MAX_CLAIMS):
+        descriptor = _claim(path, part)
+        if descriptor is None:
+            continue  # another writer finished, and renamed the file, between our opening and locking it
+        try:
+            os.ftruncate(descriptor, 0)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+        return
+    raise _busy(path)
+
+
+def _busy(path: Path) -> OutputError:
+    return OutputError(path, "", "is being written by another process", code="busy")
+
+
+def _claim(path: Path, part: Path) -> int | None:
+    """Open and lock the part file; None if it is no longer the one of that name."""
     try:
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
         raise OutputError(path, "", f"cannot be written: {error.strerror}", code="write-failed") from None
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            problem = f"cannot be written: {part} is in the way"
+            raise OutputError(path, "", problem, "remove it", code="write-failed")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(path, "", "is being written by another process", code="busy") from None
+            raise _busy(path) from None
         except OSError:
             pass  # a file system without locks: the last one to rename wins, and its file is whole
-        os.ftruncate(descriptor, 0)
-        yield descriptor
-    finally:
+        if part.exists() and os.path.samestat(os.fstat(descriptor), part.stat()):
+            return descriptor
+    except BaseException:
         os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _appear(part: Path, path: Path, overwrite: bool) -> None:
+    """Give the finished file its name; without `overwrite`, only if nothing has taken it meanwhile."""
+    if not overwrite:
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            raise OutputError(path, "", "has appeared meanwhile", "say --overwrite", code="exists") from None
+        except OSError:
+            refuse_existing(path, overwrite)  # a file system without hard links
+        else:
+            part.unlink()
+            return
+    os.replace(part, path)
 
 
 def _copy(source: Path, descriptor: int) -> None:

@@ -62,12 +62,22 @@ def read_column(place: Place) -> list[str] | list[int] | list[float]:
     return texts
 
 
+def attribute_size(place: Place, name: str) -> int | None:
+    """Bytes that an attribute takes; None for one without any value."""
+    try:
+        return int(h5py.h5a.open(place.item.id, name.encode()).get_storage_size())
+    except RuntimeError:  # h5py takes the size 0 for an error
+        return None
+
+
 def attribute_text(place: Place, name: str) -> str | None:
     """A text attribute, None if it is absent or anything else."""
     if name not in place.item.attrs:
         return None
-    attribute = h5py.h5a.open(place.item.id, name.encode())
-    if attribute.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+    size = attribute_size(place, name)
+    if size is None:
+        return None
+    if size > MAX_ATTRIBUTE_BYTES:
         raise TrustError(place.file, place.path, f"attribute {name} is beyond all measure", code="over-budget")
     value = place.item.attrs[name]
     if isinstance(value, np.ndarray) and value.size == 1:

@@ -89,6 +89,7 @@ class Words:
         with reading(place.file, place.path):
             self._resolve(resolver, place, whole, whole, ())
         self._check_extent()
+        self.pieces = [Piece(box, None, box, "in no file") for box in self._uncovered()] + self.pieces
         self._starts = np.array([p.box[0] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
         self._stops = self._starts + np.array([p.box[1] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
 
@@ -134,17 +135,18 @@ class Words:
         words[missing] = 0
         return words, missing
 
-    def uncovered(self, most: int = 20) -> list[Box]:
+    def _uncovered(self, most: int = 1000) -> list[Box]:
         """Boxes of a virtual dataset that none of its mappings covers, at most so many."""
-        edges = [sorted({0, n}) for n in self.shape]
-        for axis in range(len(self.shape)):
-            ends = {*self._starts[:, axis].tolist(), *self._stops[:, axis].tolist()}
-            edges[axis] = sorted(ends | set(edges[axis]))
+        if len(self.pieces) == 1 and self.pieces[0].box[1] == self.shape:
+            return []
+        boxes = [(p.box[0], tuple(s + n for s, n in zip(*p.box, strict=True))) for p in self.pieces]
+        edges = [sorted({0, n, *(e[axis] for b in boxes for e in b)}) for axis, n in enumerate(self.shape)]
         if int(np.prod([len(e) for e in edges], dtype=object)) > MAX_CELLS:
             return []
         covered = np.zeros([len(e) - 1 for e in edges], bool)
-        for start, stop in zip(self._starts, self._stops, strict=True):
-            covered[tuple(slice(e.index(a), e.index(b)) for e, a, b in zip(edges, start, stop, strict=True))] = True
+        places = [{edge: k for k, edge in enumerate(axis)} for axis in edges]
+        for start, stop in boxes:
+            covered[tuple(slice(p[a], p[b]) for p, a, b in zip(places, start, stop, strict=True))] = True
         cells = np.argwhere(~covered)[:most]
         return [
             (

@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError, RequestError, TrustError
 from gaincal.nexus import names
-from gaincal.nexus.fields import MAX_ATTRIBUTE_BYTES, MAX_FIELD_BYTES, attribute_text, read_array, read_text
+from gaincal.nexus.fields import (
+    MAX_ATTRIBUTE_BYTES,
+    MAX_FIELD_BYTES,
+    attribute_size,
+    attribute_text,
+    read_array,
+    read_text,
+)
 from gaincal.nexus.group import new_group
 from gaincal.nexus.trust import Place, Resolver
 
@@ -298,7 +305,8 @@ def _copy_attributes(source: Place, target: h5py.Group | h5py.Dataset) -> None:
     for name in source.item.attrs:
         if not isinstance(name, str) or not name.isprintable():
             continue
-        if h5py.h5a.open(source.item.id, name.encode()).get_storage_size() > MAX_ATTRIBUTE_BYTES:
+        size = attribute_size(source, name)
+        if size is None or size > MAX_ATTRIBUTE_BYTES:
             continue
         value = source.item.attrs[name]
         if isinstance(value, np.ndarray) and value.dtype.kind == "O":

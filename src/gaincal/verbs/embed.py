@@ -221,7 +221,7 @@ def _files(
 
 def _check_ids(formula: Formula, ids: Mapping[str, object]) -> None:
     taken = {names.RAW_FIELD, FRAME, *RESERVED_VARIABLES, *(o.name for o in formula.outputs)}
-    taken |= {i.name for i in formula.inputs}
+    taken |= {*(i.name for i in formula.inputs), *formula.checked.pixel_dims}
     for name in ids:
         if not ID_NAME.fullmatch(name) or name in taken:
             raise RequestError(

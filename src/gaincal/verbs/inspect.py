@@ -275,10 +275,6 @@ def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
             where = f"{words.place.file}::{words.place.path}"
             problem = f"words from {piece.box[0]}, {piece.box[1]} of them, are missing: {piece.reason}"
             findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
-        where = f"{words.place.file}::{words.place.path}"
-        for start, count in words.uncovered():
-            problem = f"words from {start}, {count} of them, are in no file"
-            findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
         for done, source in enumerate(words.sources, start=1):
             where = f"{source.place.file}::{source.place.path}"
             if source.unwritten():
