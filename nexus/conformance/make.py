@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.verbs.embed import embed
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import reference
 from gaincal.nexus import names
 from gaincal.nexus.group import fields_checksum
 from gaincal.nexus.read import open_master
+from gaincal.verbs.embed import embed
 
 HERE = Path(__file__).parent
 SHAPE = (16, 64)

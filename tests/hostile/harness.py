@@ -35,7 +35,7 @@ STORED = "/data/words"
 CANARY = b"TOP-SECRET-"
 LIMIT_SECONDS = 2.0
 PEAK = 128 << 20
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 30
 BATCH = 250
 EXIT_CODES = {"FileError": 4, "TrustError": 5, "BindError": 6, "RequestError": 2, "OutputError": 7}
 
