@@ -50,7 +50,7 @@ def test_info_describes_words_formula_and_constants(plain: Run) -> None:
 
 def test_info_counts_what_is_missing(virtual: Run) -> None:
     (raw,) = info(virtual.master)["raw"]
-    assert (raw["datasets"], raw["gaps"], raw["unwritten_chunks"], raw["checksummed"]) == (2, 1, 1, False)
+    assert (raw["datasets"], raw["gaps"], raw["unwritten_chunks"], raw["checksummed"]) == (2, 2, 1, False)
 
 
 def test_info_says_which_outputs_and_flags_lack_something(own: Run) -> None:

@@ -232,7 +232,7 @@ def _bound_input(declared: Mapping[str, Input], name: str, array: Array, formula
 
 def _bound_constant(item: Constant, constant: ConstantMap, formula: Formula, layout: RawLayout) -> Array:
     axes = [d for d in item.dims if d not in formula.checked.pixel_dims]
-    if constant.values.ndim != len(item.dims):
+    if len(constant.labels) != len(axes) and constant.values.ndim < len(item.dims):
         dims = ", ".join(item.dims)
         raise BindError(
             f"{item.name} has shape {constant.values.shape}, raw frames are {layout.pixels}; expected ({dims})"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from gaincal.errors import FormulaError
+from gaincal.errors import FileError, FormulaError
 from gaincal.formulas.document import MAX_DOCUMENT
 from gaincal.formulas.formula import Flag, Formula, Output, Step, Table
 
@@ -288,8 +288,8 @@ def test_load_never_reads_a_part_of_a_file(tmp_path: Path, character: str) -> No
             Formula.load(path)
 
 
-def test_a_missing_file_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"none\.toml"):
         Formula.load(tmp_path / "none.toml")
 
 

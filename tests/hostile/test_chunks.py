@@ -44,7 +44,7 @@ PIPELINES: dict[str, Mapping[str, Any]] = {
     "bitshuffle-zstd": dict(hdf5plugin.Bitshuffle(nelems=128, cname="zstd")),
     "bitshuffle": dict(hdf5plugin.Bitshuffle(cname="none")),
     "lz4": dict(hdf5plugin.LZ4(nbytes=256)),
-    "zstd": dict(hdf5plugin.Zstd()),
+    "zstd": {**dict(hdf5plugin.Zstd()), "fletcher32": True},
     "blosc-lz4": dict(hdf5plugin.Blosc(cname="lz4")),
     "blosc-zstd": dict(hdf5plugin.Blosc(cname="zstd")),
     "blosc": dict(hdf5plugin.Blosc(cname="blosclz")),

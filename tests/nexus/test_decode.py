@@ -36,7 +36,7 @@ FILTERS: dict[str, Mapping[str, Any]] = {
     "bitshuffle lz4, small blocks": dict(hdf5plugin.Bitshuffle(nelems=64, cname="lz4")),
     "lz4": dict(hdf5plugin.LZ4()),
     "lz4, small blocks": dict(hdf5plugin.LZ4(nbytes=128)),
-    "zstd": dict(hdf5plugin.Zstd()),
+    "zstd": {**dict(hdf5plugin.Zstd()), "fletcher32": True},
     **{f"blosc {c}": dict(hdf5plugin.Blosc(cname=c)) for c in ("blosclz", "lz4", "lz4hc", "zlib", "zstd")},
     **{f"blosc, shuffle {s}": dict(hdf5plugin.Blosc(cname="lz4", shuffle=s)) for s in (0, 1, 2)},
 }
@@ -72,7 +72,7 @@ def test_chunks_that_writers_make_pass(name: str, dtype: str, shape: tuple[int, 
         pipeline, stored = written(tmp_path, {**FILTERS[name], **extra}, dtype, shape)
         check_pipeline(pipeline)
         check_chunk(pipeline, stored)
-        assert pipeline.checksummed == bool(extra)
+        assert pipeline.checksummed == ("fletcher32" in FILTERS[name] or bool(extra))
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -155,7 +155,7 @@ GOOD = [
     ((BITSHUFFLE, (0, 3, 2, 0, 2)),),
     ((BITSHUFFLE, (0, 3, 2, 0, 3)),),
     ((LZ4, ()),),
-    ((ZSTD, (3,)),),
+    ((ZSTD, (3,)), (FLETCHER32, ())),
     ((SHUFFLE, (2,)), (BLOSC, (2, 2, 2, 1024, 5, 1, 1))),
 ]
 BAD = [

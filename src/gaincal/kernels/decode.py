@@ -75,6 +75,8 @@ def check_pipeline(pipeline: Pipeline) -> None:
             raise BadChunk(f"{FILTERS[number]} is set for another element size")
         if number == BITSHUFFLE and _compressor(parameters) not in _BITSHUFFLE_COMPRESSORS:
             raise BadChunk("bitshuffle with an unknown compressor")
+    if ZSTD in numbers and FLETCHER32 not in numbers:
+        raise BadChunk("Zstandard without fletcher32: its plug-in delivers a damaged chunk as if it were good")
     coders = [n for n in numbers if n not in (SHUFFLE, FLETCHER32)]
     tidy = numbers == [n for n in (SHUFFLE, *coders, FLETCHER32) if n in numbers]
     if len(coders) > 1 or not tidy:

@@ -14,6 +14,7 @@ from gaincal.nexus.trust import Place
 
 Array = npt.NDArray[Any]
 MAX_FIELD_BYTES = 64 << 20
+MIN_CHECKED_FIELD, MAX_FIELD_INFLATION = 16 << 20, 100
 MAX_TEXT_BYTES = 1 << 20
 MAX_ATTRIBUTE_BYTES = 65_536
 
@@ -22,7 +23,7 @@ def read_array(place: Place, most: int = MAX_FIELD_BYTES) -> Array:
     """Values of a numeric, boolean or fixed-length text dataset, in native byte order."""
     if place.dataset.is_virtual:
         raise TrustError(place.file, place.path, "is a virtual dataset, which is not allowed here", code="odd-layout")
-    check_budget(place, most)
+    check_budget(place, most, MIN_CHECKED_FIELD, MAX_FIELD_INFLATION)
     return PlainDataset(place).read_all()
 
 
@@ -32,10 +33,16 @@ def read_text(place: Place) -> str:
     kind = dataset.id.get_type()
     if kind.get_class() != h5py.h5t.STRING or dataset.size != 1:
         raise place.error("is not a text", code="odd-type")
-    if dataset.id.get_storage_size() > MAX_TEXT_BYTES or kind.get_size() > MAX_TEXT_BYTES:
-        raise TrustError(place.file, place.path, "is a text beyond all measure", code="over-budget")
+    if not kind.is_variable_str():
+        return decode(place, bytes(read_array(place, MAX_TEXT_BYTES).reshape(())[()]))
+    if dataset.is_virtual or dataset.chunks is not None:
+        problem = "is a text of variable length, neither compact nor contiguous"
+        raise TrustError(place.file, place.path, problem, code="odd-layout")
     value: object = np.asarray(dataset[()]).reshape(()).item()
-    return decode(place, value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape"))
+    text = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+    if len(text) > MAX_TEXT_BYTES:
+        raise TrustError(place.file, place.path, "is a text beyond all measure", code="over-budget")
+    return decode(place, text)
 
 
 def decode(place: Place, value: bytes) -> str:

@@ -258,14 +258,17 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
         problem = "its checksum differs: a constant or the formula was changed after it was written"
         raise place.error(problem, "embed it again", code="checksum-differs")
     columns = {g: _group_columns(found, g) for g in (*LAYOUT, TABLES)}
-    paths = columns["inputs"].pop(PATH_COLUMN, [])
+    paths = columns["inputs"].pop(PATH_COLUMN, None)
     try:
         formula = from_columns(columns)
     except FormulaError as error:
         raise place.error(f"formula: {error}", code="formula") from error
     constants = {c.name: _constant(place, fields, formula, c.name) for c in formula.constants}
     inputs = {i.name: fields[path] for i in formula.inputs if (path := f"{names.GIVEN}/{i.name}") in fields}
-    listed = dict(zip((i.name for i in formula.inputs), (str(p) for p in paths), strict=False))
+    if paths is None or len(paths) != len(formula.inputs) or not all(isinstance(p, str) for p in paths):
+        where = f"{place.path}/inputs/{PATH_COLUMN}"
+        raise FileError(place.file, where, "must be a text for every input", "embed it again", code="formula")
+    listed = dict(zip((i.name for i in formula.inputs), paths, strict=True))
     sources = {c.name: _source_line(fields, c.name) for c in formula.constants}
     return StoredCalibration(place, formula, listed, constants, inputs, sources, checksum)
 
@@ -318,4 +321,5 @@ def _constant(place: Place, fields: Mapping[str, Array], formula: Formula, name:
 
 def _source_line(fields: Mapping[str, Array], name: str) -> str:
     parts = (fields.get(f"{name}{names.SOURCE_SUFFIX}/{key}") for key in ("file_name", "description", "date"))
-    return ", ".join(bytes(p.reshape(-1)[0]).decode("utf-8", "replace") for p in parts if p is not None and p.size)
+    texts = (p.reshape(-1)[0] for p in parts if p is not None and p.size and p.dtype.kind == "S")
+    return ", ".join(bytes(t).decode("utf-8", "replace") for t in texts)

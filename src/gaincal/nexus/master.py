@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Words
-from gaincal.nexus.write import array_field, copy_tree, field, missing_metadata, write_metadata, write_skeleton
+from gaincal.nexus.write import (
+    array_field,
+    copy_tree,
+    discard,
+    field,
+    has_own,
+    missing_metadata,
+    own,
+    write_metadata,
+    write_skeleton,
+)
 
 Array = npt.NDArray[Any]
 
@@ -90,7 +101,7 @@ def write_master(
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
     checksum = _write_calibration(detector, raw_path, content)
-    lacking = missing_metadata(entry.__contains__, detector.name.removeprefix(f"{entry.name}/"))
+    lacking = missing_metadata(partial(has_own, entry), detector.name.removeprefix(f"{entry.name}/"))
     if lacking:
         notes.append("NXmx needs, and nobody stated: " + ", ".join(lacking))
     return checksum, notes
@@ -102,7 +113,7 @@ def _tree(
     """The entry to write into: the raw file's own, a copy of it, or a new one."""
     notes: list[str] = []
     if template is None:
-        if names.ENTRY_PATH in file:
+        if file.get(names.ENTRY_PATH, getlink=True) is not None:
             raise FileError(resolver.named, names.ENTRY_PATH, "exists, but holds no NXdetector", code="no-detector")
         return write_skeleton(file, content.metadata, content.calibration.layout.pixels), notes
     if placement is Placement.IN_PLACE:
@@ -111,7 +122,8 @@ def _tree(
         entry = new_group(file, template.path, names.ENTRY)
         notes += _copy_template(resolver, template, entry, content)
     file.attrs[names.DEFAULT_ATTRIBUTE] = entry.name.strip("/")
-    if "definition" not in entry:
+    if own(entry, "definition") is None:
+        discard(entry, "definition")
         field(entry, "definition", names.APPLICATION)
     homeless = write_metadata(entry, _detector(entry), content.metadata)
     notes += [f"{name} is ignored: the raw file has its own geometry" for name in homeless]
@@ -154,8 +166,7 @@ def _class(group: h5py.Group) -> str:
 
 
 def _replace(group: h5py.Group, name: str, values: Array) -> None:
-    if name in group:
-        del group[name]
+    discard(group, name)
     array_field(group, name, values, compression="gzip")
 
 
@@ -166,8 +177,7 @@ def _write_words(
     target = Path(os.path.realpath(written.target))
     inside = placement is Placement.IN_PLACE and content.place.file == target
     words = written.file[content.place.path] if inside else None
-    if names.RAW_GROUP in detector:
-        del detector[names.RAW_GROUP]
+    discard(detector, names.RAW_GROUP)
     raw = new_group(detector, names.RAW_GROUP, names.DATA)
     raw.attrs[names.SIGNAL_ATTRIBUTE] = names.RAW_FIELD
     raw.attrs[names.AXES_ATTRIBUTE] = ["."] * len(content.calibration.layout.shape)
@@ -214,10 +224,12 @@ def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> 
     path = names.DATA_PATH.rsplit("/", 1)[-1]
     for group in _of_class(entry, names.DATA):
         group.attrs.pop(names.SIGNAL_ATTRIBUTE, None)
-    group = entry[path] if path in entry else new_group(entry, path, names.DATA)
+    group = own(entry, path)
+    if not isinstance(group, h5py.Group):
+        discard(entry, path)
+        group = new_group(entry, path, names.DATA)
     entry.attrs[names.DEFAULT_ATTRIBUTE] = path
-    if names.PREVIEW in group:
-        del group[names.PREVIEW]
+    discard(group, names.PREVIEW)
     output = content.calibration.preferred_output()
     if image is None or output is None:
         return
@@ -230,11 +242,11 @@ def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> 
 
 def _write_calibration(detector: h5py.Group, raw_path: str, content: Content) -> str:
     formula = content.calibration.formula
-    collection = detector.get(names.CALIBRATION_GROUP)
-    if collection is None:
+    collection = own(detector, names.CALIBRATION_GROUP)
+    if not isinstance(collection, h5py.Group):
+        discard(detector, names.CALIBRATION_GROUP)
         collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
-    if formula.name in collection:
-        del collection[formula.name]
+    discard(collection, formula.name)
     paths = dict.fromkeys(content.words, raw_path) | {name: f"{names.GIVEN}/{name}" for name in content.inputs}
     if names.PIXEL_MASK in content.calibration.arrays:
         paths[names.PIXEL_MASK] = f"{detector.name}/{names.PIXEL_MASK}"

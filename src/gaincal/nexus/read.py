@@ -109,8 +109,9 @@ def open_master(
 def choose(resolver: Resolver, wanted: str | None) -> Located:
     """The one calibration of a file, or the one of the wanted name."""
     found = locate(resolver)
-    chosen = [c for c in found if wanted is None or c.name == wanted]
-    listed = ", ".join(c.name for c in found)
+    chosen = [c for c in found if wanted is None or wanted in (c.name, c.group.path)]
+    alike = len({c.name for c in found}) < len(found)
+    listed = ", ".join(c.group.path if alike else c.name for c in found)
     if wanted is not None and len(chosen) != 1:
         raise RequestError(f"{resolver.named}: no calibration '{wanted}'; it has {listed or 'none'}")
     if not chosen:

@@ -80,8 +80,11 @@ class Words:
         if self.dtype.kind != "u":
             problem = f"has elements of type {self.dtype.name}; words are unsigned"
             raise place.error(problem, "convert it, or name the right dataset", code="not-words")
-        check_budget(place)
+        if place.dataset.shape is None:
+            raise place.error("has no values", code="odd-type")
         self.shape = tuple(int(n) for n in place.dataset.shape)
+        self._check_frame()
+        check_budget(place)
         self.pieces: list[Piece] = []
         self._lock = threading.Lock()
         self._plain: dict[tuple[str, int], PlainDataset] = {}
@@ -173,15 +176,20 @@ class Words:
             words[inside] = values.reshape(part[1])
         missing[inside] = absent.reshape(part[1])
 
-    def _check_extent(self) -> None:
-        """Refuse frames, or a virtual extent, beyond all that the sources can fill."""
+    def _check_frame(self) -> None:
         if len(self.shape) < 2 or len(self.shape) > MAX_RANK:
             raise self.place.error(f"has {len(self.shape)} dimensions", code="not-words")
         frame = int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
-        total = frame * self.shape[0]
+        if frame > MAX_FRAME_BYTES:
+            problem = f"declares frames of {frame} bytes, at most {MAX_FRAME_BYTES} are allowed"
+            raise TrustError(self.place.file, self.place.path, problem, code="over-budget")
+
+    def _check_extent(self) -> None:
+        """Refuse a virtual extent beyond all that the sources can fill."""
+        total = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
         held = sum(int(np.prod(p.box[1], dtype=object)) for p in self.pieces if p.source) * self.dtype.itemsize
-        if frame > MAX_FRAME_BYTES or (total > MIN_CHECKED_BYTES and total > MAX_INFLATION * max(held, 1)):
-            problem = f"declares {total} bytes in frames of {frame}, of which its sources hold {held}"
+        if total > MIN_CHECKED_BYTES and total > MAX_INFLATION * max(held, 1):
+            problem = f"declares {total} bytes, of which its sources hold {held}"
             raise TrustError(self.place.file, self.place.path, problem, code="over-budget")
 
     def _resolve(self, resolver: Resolver, place: Place, virtual: Box, box: Box, seen: tuple[object, ...]) -> None:

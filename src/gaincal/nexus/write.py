@@ -96,8 +96,7 @@ def write_metadata(entry: h5py.Group, detector: h5py.Group, metadata: Mapping[st
             continue
         group = _home(entry, detector, known.path)
         leaf = known.path.rsplit("/", 1)[-1]
-        if leaf in group:
-            del group[leaf]
+        discard(group, leaf)
         field(group, leaf, value, known.units)
     return homeless
 
@@ -115,10 +114,37 @@ def _home(entry: h5py.Group, detector: h5py.Group, path: str) -> h5py.Group:
 
 
 def _only_of_class(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
-    for member in parent.values():
+    for candidate in parent:
+        member = own(parent, candidate)
         if isinstance(member, h5py.Group) and member.attrs.get(names.NX_CLASS) in (nx_class, nx_class.encode()):
             return member
-    return parent[name] if name in parent else new_group(parent, name, nx_class)
+    found = own(parent, name)
+    if found is None and parent.get(name, getlink=True) is not None:
+        del parent[name]  # a link, which would lead our writing elsewhere
+    return found if found is not None else new_group(parent, name, nx_class)
+
+
+def own(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    """A member that lies in the file itself: nothing is ever written through a link."""
+    try:
+        link = group.get(name, getlink=True)
+    except TypeError:  # a link class that h5py does not know
+        return None
+    return group[name] if isinstance(link, h5py.HardLink) else None
+
+
+def has_own(group: h5py.Group, path: str) -> bool:
+    """Whether a group has something at a path, without following links."""
+    item: h5py.Group | h5py.Dataset | None = group
+    for name in path.split("/"):
+        item = own(item, name) if isinstance(item, h5py.Group) else None
+    return item is not None
+
+
+def discard(group: h5py.Group, name: str) -> None:
+    """Take a member (or a link) out of a group."""
+    if group.id.links.exists(name.encode()):
+        del group[name]
 
 
 def missing_metadata(has: Callable[[str], bool], detector: str = "instrument/detector") -> list[str]:
@@ -257,6 +283,7 @@ def copy_tree(
     left_out: list[str] = []
     pending = [(place, group, 0)]
     copied = 0
+    seen = {_identity(place)}
     while pending:
         source, target, depth = pending.pop()
         _copy_attributes(source, target)
@@ -270,17 +297,25 @@ def copy_tree(
             try:
                 member = resolver.walk(source, name)
                 if isinstance(member.item, h5py.Dataset):
-                    if (member.file, int(h5py.h5o.get_info(member.item.id).addr)) in words:
+                    if _identity(member) in words:
                         continue
                     cut = None if _class_of(source) in _NOT_BY_FRAME else frames
                     _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
-                elif depth < MAX_DEPTH:
+                elif not isinstance(member.item, h5py.Group):
+                    left_out.append(path)  # a committed datatype
+                elif depth < MAX_DEPTH and (address := _identity(member)) not in seen:
+                    seen.add(address)
                     pending.append((member, target.create_group(name, track_order=True), depth + 1))
                 else:
                     left_out.append(path)
             except FileError:
                 left_out.append(path)
     return left_out
+
+
+def _identity(place: Place) -> tuple[Path, int]:
+    """File and address of an object, whatever its names."""
+    return place.file, int(h5py.h5o.get_info(place.item.id).addr)
 
 
 def _class_of(place: Place) -> str | None:
@@ -308,7 +343,10 @@ def _copy_attributes(source: Place, target: h5py.Group | h5py.Dataset) -> None:
         size = attribute_size(source, name)
         if size is None or size > MAX_ATTRIBUTE_BYTES:
             continue
-        value = source.item.attrs[name]
+        try:
+            value = source.item.attrs[name]
+        except (TypeError, ValueError, OSError, RuntimeError):  # of a type that h5py cannot express
+            continue
         if isinstance(value, np.ndarray) and value.dtype.kind == "O":
             value = value.tolist()
         texts = value if isinstance(value, list) else [value]

@@ -82,7 +82,7 @@ def datasets(resolver: Resolver) -> Iterable[Place]:
                 continue
             if isinstance(member.item, h5py.Dataset):
                 yield member
-            elif depth < MAX_DEPTH:
+            elif isinstance(member.item, h5py.Group) and depth < MAX_DEPTH:
                 pending.append((member, depth + 1))
 
 

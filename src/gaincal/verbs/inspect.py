@@ -213,7 +213,7 @@ def validate(
     """
     try:
         with Resolver(path, trust) as resolver, reading(path):
-            found: list[str | None] = [c.name for c in locate(resolver)]
+            found: list[str | None] = [c.group.path for c in locate(resolver)]
     except GaincalError as error:
         return [_finding(error, os.fspath(path))]
     findings: list[Finding] = []
