@@ -22,7 +22,7 @@ tests: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n $(JOBS) -p no:cacheprovider
+	$(OLDEST)/bin/python -m pytest -n $(JOBS) -m "not slow"
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/run.py
