@@ -124,14 +124,20 @@ def choose(resolver: Resolver, wanted: str | None) -> Located:
 
 def locate(resolver: Resolver) -> list[Located]:
     """Every calibration of every detector of the file, in the order of their paths."""
-    found = []
-    for entry in of_class(resolver, resolver.get("/"), names.ENTRY):
-        for instrument in of_class(resolver, entry, names.INSTRUMENT):
-            for detector in of_class(resolver, instrument, names.DETECTOR):
-                for collection in of_class(resolver, detector, names.COLLECTION):
-                    groups = of_class(resolver, collection, names.CALIBRATION)
-                    found += [Located(detector, group) for group in groups]
-    return found
+    detectors = descend(resolver, resolver.get("/"), names.ENTRY, names.INSTRUMENT, names.DETECTOR)
+    return [
+        Located(detector, group)
+        for detector in detectors
+        for group in descend(resolver, detector, names.COLLECTION, names.CALIBRATION)
+    ]
+
+
+def descend(resolver: Resolver, place: Place | None, *nx_classes: str) -> list[Place]:
+    """Groups below a place, class below class; none below None."""
+    places = [] if place is None else [place]
+    for nx_class in nx_classes:
+        places = [member for p in places for member in of_class(resolver, p, nx_class)]
+    return places
 
 
 def of_class(resolver: Resolver, place: Place, nx_class: str) -> list[Place]:

@@ -24,7 +24,7 @@ from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import Provenance
 from gaincal.nexus.master import Content, Placement, write_master
-from gaincal.nexus.read import of_class, read_ids
+from gaincal.nexus.read import descend, read_ids
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Words
 from gaincal.nexus.write import parse_metadata, parse_number
@@ -166,10 +166,9 @@ def load_formula(formula: str | os.PathLike[str] | Formula) -> Formula:
 
 def _template(resolver: Resolver) -> Place | None:
     """The NXentry of the raw file whose metadata are carried over, if it has a detector."""
-    for entry in of_class(resolver, resolver.get("/"), names.ENTRY):
-        for instrument in of_class(resolver, entry, names.INSTRUMENT):
-            if of_class(resolver, instrument, names.DETECTOR):
-                return entry
+    for entry in descend(resolver, resolver.get("/"), names.ENTRY):
+        if descend(resolver, entry, names.INSTRUMENT, names.DETECTOR):
+            return entry
     return None
 
 
@@ -269,20 +268,17 @@ def _positive(name: str, value: float) -> float:
 
 def _stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
     """Photon energy in keV from the beam of the raw file's entry, if it is stated in a unit we know."""
-    if template is None:
-        return None
-    for instrument in of_class(resolver, template, names.INSTRUMENT):
-        for beam in of_class(resolver, instrument, "NXbeam"):
-            for name, scales in BEAM_UNITS.items():
-                place = resolver.find(name, beam)
-                scale = scales.get(attribute_text(place, names.UNIT_ATTRIBUTE) or "") if place else None
-                if place is None or scale is None:
-                    continue
-                values = read_array(place).astype(np.float64).reshape(-1) * scale
-                if not (values.size and np.all(np.isfinite(values) & (values > 0))):
-                    continue
-                energy = names.KEV_ANGSTROM / values if name == "incident_wavelength" else values
-                return energy[0] if energy.size == 1 else energy
+    for beam in descend(resolver, template, names.INSTRUMENT, "NXbeam"):
+        for name, scales in BEAM_UNITS.items():
+            place = resolver.find(name, beam)
+            scale = scales.get(attribute_text(place, names.UNIT_ATTRIBUTE) or "") if place else None
+            if place is None or scale is None:
+                continue
+            values = read_array(place).astype(np.float64).reshape(-1) * scale
+            if not (values.size and np.all(np.isfinite(values) & (values > 0))):
+                continue
+            energy = names.KEV_ANGSTROM / values if name == "incident_wavelength" else values
+            return energy[0] if energy.size == 1 else energy
     return None
 
 
@@ -309,14 +305,11 @@ def _constants(
 
 def _existing_mask(resolver: Resolver, template: Place | None, layout: RawLayout) -> Array | None:
     """The pixel mask that the raw file brings along."""
-    if template is None:
-        return None
-    for instrument in of_class(resolver, template, names.INSTRUMENT):
-        for detector in of_class(resolver, instrument, names.DETECTOR):
-            place = resolver.find(names.PIXEL_MASK, detector)
-            values = read_array(place) if place else None
-            if values is not None and values.shape == layout.pixels and values.dtype.kind in "iu":
-                return values.astype(np.uint32)
+    for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
+        place = resolver.find(names.PIXEL_MASK, detector)
+        values = read_array(place) if place else None
+        if values is not None and values.shape == layout.pixels and values.dtype.kind in "iu":
+            return values.astype(np.uint32)
     return None
 
 
@@ -327,9 +320,8 @@ def _now() -> str:
 def _existing_ids(resolver: Resolver, template: Place | None, layout: RawLayout) -> dict[str, Array]:
     """Ids that the raw file, a master itself, has beside its words."""
     found: dict[str, Array] = {}
-    for instrument in of_class(resolver, template, names.INSTRUMENT) if template else []:
-        for detector in of_class(resolver, instrument, names.DETECTOR):
-            found |= read_ids(resolver, detector, layout.frames)
+    for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
+        found |= read_ids(resolver, detector, layout.frames)
     return found
 
 
