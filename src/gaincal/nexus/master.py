@@ -140,8 +140,7 @@ def _copy_template(resolver: Resolver, template: Place, entry: h5py.Group, conte
             for collection in of_class(resolver, detector, names.COLLECTION):
                 found = of_class(resolver, collection, names.CALIBRATION)
                 notes += [f"calibration {c.path} of the raw file is not carried over" for c in found]
-    sources = {s for w in content.words.values() for s in w.sources}
-    words = frozenset((s.place.file, int(h5py.h5o.get_info(s.dataset.id).addr)) for s in sources)
+    words = frozenset().union(*(w.identities for w in content.words.values()))
     left_out = copy_tree(resolver, template, entry, frozenset(skip), words=words)
     return notes + [f"not copied from the raw file: {path}" for path in left_out]
 

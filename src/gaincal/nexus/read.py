@@ -63,6 +63,11 @@ class Master:
     ids: Mapping[str, Array]
 
     @property
+    def entry(self) -> Place:
+        """The NXentry."""
+        return self.resolver.get("/" + self.detector.path.strip("/").split("/")[0])
+
+    @property
     def detector(self) -> Place:
         """The NXdetector."""
         return self.located.detector

@@ -48,6 +48,11 @@ class Place:
         return FileError(self.file, self.path, problem, remedy, code=code)
 
     @property
+    def identity(self) -> tuple[Path, int]:
+        """File and address of the object, the same under all of its names."""
+        return self.file, int(h5py.h5o.get_info(self.item.id).addr)
+
+    @property
     def dataset(self) -> h5py.Dataset:
         """The object as a dataset; raises FileError if it is none, or keeps its values in other files."""
         if not isinstance(self.item, h5py.Dataset):

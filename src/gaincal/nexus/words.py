@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -87,7 +88,7 @@ class Words:
         check_budget(place)
         self.pieces: list[Piece] = []
         self._lock = threading.Lock()
-        self._plain: dict[tuple[str, int], PlainDataset] = {}
+        self._plain: dict[tuple[Path, int], PlainDataset] = {}
         whole = ((0,) * len(self.shape), self.shape)
         with reading(place.file, place.path):
             self._resolve(resolver, place, whole, whole, ())
@@ -100,6 +101,11 @@ class Words:
     def sources(self) -> list[PlainDataset]:
         """The plain datasets that hold the words."""
         return list(self._plain.values())
+
+    @property
+    def identities(self) -> frozenset[tuple[Path, int]]:
+        """Identities of the plain datasets that hold the words."""
+        return frozenset(self._plain)
 
     @property
     def gaps(self) -> list[Piece]:
@@ -198,7 +204,7 @@ class Words:
         if not dataset.is_virtual:
             self.pieces.append(Piece(virtual, self._plain_dataset(place), box))
             return
-        identity = (str(place.file), h5py.h5o.get_info(dataset.id).addr)
+        identity = place.identity
         if identity in seen or len(seen) >= MAX_NESTING:
             problem = "leads back to itself" if identity in seen else f"is nested deeper than {MAX_NESTING}"
             raise TrustError(place.file, place.path, f"virtual dataset {problem}", code="virtual-cycle")
@@ -237,10 +243,9 @@ class Words:
         return found, box
 
     def _plain_dataset(self, place: Place) -> PlainDataset:
-        key = (str(place.file), int(h5py.h5o.get_info(place.dataset.id).addr))
-        if key not in self._plain:
-            self._plain[key] = PlainDataset(place)
-        return self._plain[key]
+        if place.identity not in self._plain:
+            self._plain[place.identity] = PlainDataset(place)
+        return self._plain[place.identity]
 
 
 @dataclass(frozen=True)

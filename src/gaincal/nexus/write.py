@@ -283,7 +283,7 @@ def copy_tree(
     left_out: list[str] = []
     pending = [(place, group, 0)]
     copied = 0
-    seen = {_identity(place)}
+    seen = {place.identity}
     while pending:
         source, target, depth = pending.pop()
         _copy_attributes(source, target)
@@ -297,13 +297,13 @@ def copy_tree(
             try:
                 member = resolver.walk(source, name)
                 if isinstance(member.item, h5py.Dataset):
-                    if _identity(member) in words:
+                    if member.identity in words:
                         continue
                     cut = None if _class_of(source) in _NOT_BY_FRAME else frames
                     _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
                 elif not isinstance(member.item, h5py.Group):
                     left_out.append(path)  # a committed datatype
-                elif depth < MAX_DEPTH and (address := _identity(member)) not in seen:
+                elif depth < MAX_DEPTH and (address := member.identity) not in seen:
                     seen.add(address)
                     pending.append((member, target.create_group(name, track_order=True), depth + 1))
                 else:
@@ -311,11 +311,6 @@ def copy_tree(
             except FileError:
                 left_out.append(path)
     return left_out
-
-
-def _identity(place: Place) -> tuple[Path, int]:
-    """File and address of an object, whatever its names."""
-    return place.file, int(h5py.h5o.get_info(place.item.id).addr)
 
 
 def _class_of(place: Place) -> str | None:

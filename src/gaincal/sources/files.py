@@ -88,7 +88,7 @@ def datasets(resolver: Resolver) -> Iterable[Place]:
 
 def _only(resolver: Resolver, candidates: list[Place], what: str) -> Place:
     # Hard links give one dataset several names.
-    distinct = {(c.file, h5py.h5o.get_info(c.item.id).addr): c for c in sorted(candidates, key=lambda c: c.path)[::-1]}
+    distinct = {c.identity: c for c in sorted(candidates, key=lambda c: c.path)[::-1]}
     candidates = list(distinct.values())
     if len(candidates) == 1:
         return candidates[0]

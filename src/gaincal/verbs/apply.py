@@ -165,14 +165,13 @@ def _range(frames: tuple[int | None, int | None] | None, total: int) -> tuple[in
 
 def _copy_entry(file: h5py.File, master: Master, first: int, count: int) -> h5py.Group:
     """Carry the metadata over: everything of the entry but words, calibration and pictures."""
-    entry_path = "/" + master.detector.path.strip("/").split("/")[0]
-    source = master.resolver.get(entry_path)
+    source = master.entry
+    entry_path = source.path
     detector = master.detector.path
     skip = {f"{detector}/{name}" for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, *ABOUT_WORDS)}
     skip |= {f"{entry_path}/{names.DATA_PATH.rsplit('/', 1)[-1]}"}
     entry = file.create_group(entry_path, track_order=True)
-    sources = [s for w in master.words.values() for s in w.sources]
-    words = frozenset((s.place.file, int(h5py.h5o.get_info(s.dataset.id).addr)) for s in sources)
+    words = frozenset().union(*(w.identities for w in master.words.values()))
     cut = (master.calibration.layout.frames, first, count)
     copy_tree(master.resolver, source, entry, frozenset(skip), cut, words)
     file.attrs[names.DEFAULT_ATTRIBUTE] = entry_path.strip("/")

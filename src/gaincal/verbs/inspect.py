@@ -181,13 +181,9 @@ def _describe_constant(master: Master, name: str) -> dict[str, Any]:
 
 
 def _missing_metadata(master: Master) -> list[str]:
-    entry = _entry(master)
+    entry = master.entry
     detector = master.detector.path.removeprefix(f"{entry.path}/")
     return missing_metadata(lambda path: master.resolver.find(path, entry) is not None, detector)
-
-
-def _entry(master: Master) -> Place:
-    return master.resolver.get("/" + master.detector.path.strip("/").split("/")[0])
 
 
 def validate(
@@ -297,14 +293,14 @@ def _entry_findings(master: Master) -> list[Finding]:
         problem = "NXmx needs, and the file does not state: " + ", ".join(lacking)
         remedy = f"embed with --set {lacking[0]}=VALUE ..."
         findings.append(Finding("metadata-missing", WARNING, master.resolver.named, problem, remedy))
-    entry = _entry(master)
-    raw = {(str(s.place.file), h5py.h5o.get_info(s.dataset.id).addr) for w in master.words.values() for s in w.sources}
+    entry = master.entry
+    raw = frozenset().union(*(w.identities for w in master.words.values()))
     for data in of_class(master.resolver, entry, names.DATA):
         signal = attribute_text(data, names.SIGNAL_ATTRIBUTE)
         image = master.resolver.find(signal, data) if signal else None
         if image is None or not isinstance(image.item, h5py.Dataset):
             continue
-        if (str(image.file), h5py.h5o.get_info(image.item.id).addr) in raw:
+        if image.identity in raw:
             problem = f"offers the raw words as its image '{signal}'"
             remedy = "programs would take them for counts: embed with --in-place"
             findings.append(Finding("raw-as-image", ERROR, f"{data.file}::{data.path}", problem, remedy))
