@@ -13,12 +13,11 @@ from measure import speed_ratio, take_turns
 from numba import njit
 
 from gaincal.kernels import blocks
+from gaincal.kernels.memory import aligned, empty_aligned
 
 Array = npt.NDArray[Any]
 FRAMES = 100
 AT_LEAST = 0.5
-SLACK = 0.75
-"""Shared machines are noisy: a ratio fails only below this part of what it must reach."""
 
 
 @njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -31,11 +30,11 @@ def copy(words: Array, out: Array) -> None:
 def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     """The copy and the kernel on the same words and the same output."""
     calibration = cases.calibration(frames)
-    words = cases.words(case, frames)
+    words = aligned(cases.words(case, frames), np.uint16)
     program = calibration.program("energy")
     arrays = calibration.block(program, {"raw": words}, slice(None))
-    out = np.empty((frames, words[0].size), np.float32)
-    flags = np.empty(out.shape, np.uint32)
+    out = empty_aligned((frames, words[0].size), np.float32)
+    flags = empty_aligned(out.shape, np.uint32)
     flat, flat_out = words.reshape(-1), out.reshape(-1)
     return {
         "copy": lambda: copy(flat, flat_out),
@@ -67,7 +66,7 @@ def test_the_kernel_reaches_half_of_the_copy_bandwidth(case: str) -> None:
         best = max(best, speed_ratio(take_turns(found), "kernel", "copy"))
         if best >= AT_LEAST:
             break
-    assert best >= AT_LEAST * SLACK
+    assert best >= AT_LEAST
 
 
 @pytest.mark.parametrize("case", list(cases.SWITCHED))

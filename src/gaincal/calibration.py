@@ -14,6 +14,7 @@ from gaincal.errors import BindError
 from gaincal.formulas.checks import FRAME, WORD_DTYPES
 from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.formulas.program import Labels, Program, needs, program_for_output, program_for_step, testable_flags
+from gaincal.kernels.memory import aligned
 
 Array = npt.NDArray[Any]
 MAX_LABEL = 65_535
@@ -259,13 +260,13 @@ def _converted(name: str, array: Array, dtype: str | None, compute: str) -> Arra
         if array.dtype.kind not in "fiu":
             raise BindError(f"{name} is {array.dtype}, expected numbers")
         with np.errstate(over="ignore"):
-            return _frozen(np.asarray(array, np.dtype(compute), order="C"))
+            return _frozen(array, compute)
     if array.dtype.kind not in "iub" or (array.size and (array.min() < 0 or array.max() >= 2 ** WORD_DTYPES[dtype])):
         raise BindError(f"{name} is {array.dtype}, which does not fit the declared {dtype}")
-    return _frozen(np.asarray(array, np.dtype(dtype), order="C"))
+    return _frozen(array, dtype)
 
 
-def _frozen(array: Array) -> Array:
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def _frozen(array: Array, dtype: str) -> Array:
+    copy = aligned(array, dtype)
+    copy.flags.writeable = False
+    return copy

@@ -46,7 +46,7 @@ def test_jungfrau_assumes_the_word_below_the_first_switch() -> None:
     labels: dict[str, Labels] = {"gain": ((0, 1, 2),), "pedestal": ((0, 1, 2),)}
     shortcut = find_shortcut(program_for_output(formula, labels, given))
     assert shortcut is not None
-    assert (shortcut.name, shortcut.low, shortcut.high) == ("raw", 0, 0x3FFF)
+    assert (shortcut.name, shortcut.low, shortcut.high) == ("raw", 0, 0x3FFE)
     assert shortcut.types["stage"].low == shortcut.types["stage"].high == 0
 
 

@@ -1,16 +1,18 @@
 """A program to one fused function: decode, select, compute, flag and store in a single pass.
 
 The loops walk tiles of pixels outside and frames inside, so that the constants of a tile stay in
-the cache.  Where a whole vector of pixels sits in the first stage, the steps after the stage are
-lowered a second time with the stage known: lookups, selections and tests on it vanish.
+the cache.  Where a whole group of pixels sits in the first stage, the steps are lowered a second
+time with the stage known: lookups, selections and tests on it vanish.  Why the loops look as they
+do: docs/decisions/0007.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gaincal.formulas.checks import FRAME
-from gaincal.formulas.formula import Step
+from gaincal.formulas.formula import Constant, Input, Step
 from gaincal.formulas.operations import Type
 from gaincal.formulas.program import Program
 from gaincal.kernels.delivery import Delivery
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
-from gaincal.kernels.shortcut import Shortcut, find_shortcut
+from gaincal.kernels.shortcut import find_shortcut
+from gaincal.kernels.still import kept_conditions, still_names
 from gaincal.kernels.vectors import BIT, INT64, Builder, Value
 
-TILE = 4096
-WIDTH = 64
+TILE = 2048
+GROUP = 64
+LANES = 16
 VALUE, FLAGS = "-> value", "-> flags"
 FLAGS_SIZE = 4
 Kernel = Callable[[int, int, int, int, int], None]
@@ -81,6 +85,14 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
     return kernel  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class _Path:
+    """The types of everything under what is assumed, and where the conditions of a tile are kept."""
+
+    types: dict[str, Type]
+    kept: dict[str, Value]
+
+
 class _Emitter:
     """Emits the loops of one kernel and, inside them, the steps."""
 
@@ -99,6 +111,7 @@ class _Emitter:
         self.frames, self.pixels, self.first, self.last = frames, pixels, first, last
         self.types = dict(program.types)
         self.dtypes = {name: np.dtype(dtype) for name, dtype in layout.arrays}
+        self.size = np.dtype(program.dtype).itemsize
         names = [*(name for name, _ in layout.arrays), VALUE, *([FLAGS] if layout.flags else [])]
         table = builder.inttoptr(addresses, INT64.as_pointer())
         self.addresses = {
@@ -106,19 +119,30 @@ class _Emitter:
         }
         self.selection = Selection(program, self.dtypes, self.addresses, pixels)
         self.shortcut = find_shortcut(program)
+        self.paths = [self._path(dict(program.types))]
+        if self.shortcut is not None:
+            self.paths.append(self._path(self.shortcut.types))
+
+    def _path(self, types: dict[str, Type]) -> _Path:
+        size = ir.ArrayType(ir.IntType(8), TILE // 8)
+        return _Path(types, {n: cgutils.alloca_once(self.b, size) for n in kept_conditions(self.program, types)})
 
     def emit(self) -> None:
         with self._range(self.first, self.last, TILE) as low:
             end = self.b.add(low, ir.Constant(INT64, TILE))
             high = self.b.select(self.b.icmp_signed("<", end, self.last), end, self.last)
-            count = self.b.sub(high, low)
-            rest = self.b.srem(count, ir.Constant(INT64, WIDTH))
+            whole = self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP)))
+            for path in self.paths:
+                self._keep(path, low, whole)
             with self._range(ir.Constant(INT64, 0), self.frames, 1) as frame:
                 uniform = self._uniform(frame)
-                with self._range(low, self.b.sub(high, rest), WIDTH) as pixel:
-                    self._pixels(WIDTH, frame, pixel, uniform)
-                with self._range(self.b.sub(high, rest), high, 1) as pixel:
-                    self._pixels(1, frame, pixel, uniform)
+                last = self.b.icmp_signed("==", self.b.add(frame, ir.Constant(INT64, 1)), self.frames)
+                ahead = self.b.select(last, ir.Constant(INT64, 0), self.pixels)
+                with self._range(low, whole, GROUP) as pixel:
+                    self._prefetch(self.b.add(self._place(frame, pixel), ahead))
+                    self._group(frame, pixel, low, uniform)
+                with self._range(whole, high, 1) as pixel:
+                    self._pixels(Lowering(self.b, self.program, 1), frame, pixel, uniform)
 
     @contextmanager
     def _range(self, start: Value, stop: Value, step: int) -> Any:
@@ -140,60 +164,113 @@ class _Emitter:
                 values[step.name] = self._step(lowering, step, values, None)
         return values
 
-    def _pixels(self, width: int, frame: Value, pixel: Value, uniform: dict[str, Value]) -> None:
-        """Everything for `width` pixels from `pixel` on."""
-        lowering = Lowering(self.b, self.program, width)
-        here = self.b.add(self.b.mul(frame, self.pixels), pixel)
-        values = uniform | self._loaded(lowering, here, pixel)
-        steps = [s for s in self.program.steps if _pixelwise(self.types[s.name])]
-        if self.shortcut is None or width == 1:
-            self._finish(lowering, steps, values, pixel, here)
+    def _keep(self, path: _Path, low: Value, whole: Value) -> None:
+        """Compute what does not change from frame to frame, for the pixels of a tile."""
+        if not path.kept:
             return
-        names = [s.name for s in steps]
-        split = names.index(self.shortcut.name) + 1 if self.shortcut.name in names else 0
-        self._steps(lowering, steps[:split], values, pixel)
-        narrowed = Lowering(self.b, self.program, width, self.shortcut.types)
-        with self.b.if_else(self._elsewhere(lowering, self.shortcut, values), likely=False) as (mixed, same):
-            with mixed:
-                self._finish(lowering, steps[split:], dict(values), pixel, here)
-            with same:
-                self._finish(narrowed, steps[split:], dict(values), pixel, here)
+        still = still_names(self.program, path.types)
+        with self._range(low, whole, LANES) as pixel:
+            lowering = Lowering(self.b, self.program, LANES, path.types)
+            values = self._loaded(lowering, [i for i in self.program.given if i.name in still], pixel, pixel)
+            self._steps(lowering, [s for s in self.program.steps if s.name in still], values, pixel)
+            for name, bits in path.kept.items():
+                lowering.store_bits(lowering.splat(values[name]), bits, self.b.sub(pixel, low))
 
-    def _loaded(self, lowering: Lowering, here: Value, pixel: Value) -> dict[str, Value]:
+    def _place(self, frame: Value, pixel: Value) -> Value:
+        """Number of a pixel, all frames before it counted."""
+        return self.b.add(self.b.mul(frame, self.pixels), pixel)
+
+    def _prefetch(self, place: Value) -> None:
+        """Fetch what the next frame needs: a tile is too short for the processor to see it coming."""
+        lowering = Lowering(self.b, self.program, GROUP)
+        for item in self.program.given:
+            kind = self.types[item.name]
+            if FRAME in kind.dims and _pixelwise(kind):
+                size = self.dtypes[item.name].itemsize
+                lowering.prefetch(lowering.offset(self.addresses[item.name], place, size), GROUP * size, False)
+        lowering.prefetch(lowering.offset(self.addresses[VALUE], place, self.size), GROUP * self.size, True)
+        if self.layout.flags:
+            lowering.prefetch(lowering.offset(self.addresses[FLAGS], place, FLAGS_SIZE), GROUP * FLAGS_SIZE, True)
+
+    def _group(self, frame: Value, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
+        """A group of pixels: the short way where all of them are as assumed."""
+        usual, *short = self.paths
+        if not short:
+            self._lanes(usual, frame, pixel, low, uniform)
+            return
+        with self.b.if_else(self._elsewhere(frame, pixel, uniform), likely=False) as (mixed, same):
+            with mixed:
+                self._lanes(usual, frame, pixel, low, uniform)
+            with same:
+                self._lanes(short[0], frame, pixel, low, uniform)
+
+    def _lanes(self, path: _Path, frame: Value, first: Value, low: Value, uniform: dict[str, Value]) -> None:
+        """A group, as many pixels at a time as one register takes: wider conditions cost shuffles."""
+        with self._range(ir.Constant(INT64, 0), ir.Constant(INT64, GROUP), LANES) as lane:
+            pixel = self.b.add(first, lane)
+            lowering = Lowering(self.b, self.program, LANES, path.types)
+            kept = {
+                name: lowering.load_bits(bits, self.b.sub(pixel, low))
+                for p in self.paths
+                for name, bits in p.kept.items()
+                if p is path or p is self.paths[0]
+            }
+            self._pixels(lowering, frame, pixel, uniform, kept)
+
+    def _pixels(
+        self,
+        lowering: Lowering,
+        frame: Value,
+        pixel: Value,
+        uniform: dict[str, Value],
+        kept: Mapping[str, Value] = MappingProxyType({}),
+    ) -> None:
+        """Everything for the pixels from `pixel` on."""
+        here = self._place(frame, pixel)
+        values = {**uniform, **self._loaded(lowering, self.program.given, here, pixel), **kept}
+        steps = [s for s in self.program.steps if _pixelwise(self.types[s.name]) and s.name not in kept]
+        self._steps(lowering, steps, values, pixel)
+        result, flags = Delivery(lowering, self.program).deliver(values)
+        lowering.store(result, lowering.offset(self.addresses[VALUE], here, self.size))
+        if self.layout.flags:
+            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE))
+
+    def _loaded(
+        self, lowering: Lowering, items: Iterable[Input | Constant], here: Value, pixel: Value
+    ) -> dict[str, Value]:
         """The words and maps of some pixels."""
         values = {}
-        for item in self.program.given:
+        for item in items:
             kind = self.types[item.name]
             if not kind.axes and _pixelwise(kind):
                 dtype = self.dtypes[item.name]
-                address = lowering.offset(
-                    self.addresses[item.name], here if FRAME in kind.dims else pixel, dtype.itemsize
-                )
+                place = here if FRAME in kind.dims else pixel
+                address = lowering.offset(self.addresses[item.name], place, dtype.itemsize)
                 values[item.name] = lowering.given(address, dtype, kind, True)
         return values
 
-    def _elsewhere(self, lowering: Lowering, shortcut: Shortcut, values: dict[str, Value]) -> Value:
-        """Whether any pixel of a vector lies outside the bounds of the shortcut."""
-        value, kind = lowering.splat(values[shortcut.name]), self.types[shortcut.name]
+    def _elsewhere(self, frame: Value, pixel: Value, uniform: dict[str, Value]) -> Value:
+        """Whether any pixel of a group lies outside the bounds of the shortcut."""
+        assert self.shortcut is not None
+        lowering, name = Lowering(self.b, self.program, GROUP), self.shortcut.name
+        here = self._place(frame, pixel)
+        values = uniform | self._loaded(lowering, self.program.given, here, pixel)
+        names = [s.name for s in self.program.steps]
+        before = self.program.steps[: names.index(name) + 1] if name in names else ()
+        self._steps(lowering, [s for s in before if _pixelwise(self.types[s.name])], values, pixel)
+        value, kind = lowering.splat(values[name]), self.types[name]
         outside = lowering.constant(lowering.vector(BIT), 0)
-        if shortcut.low > kind.low:
-            outside = self.b.or_(outside, lowering.compare("<", value, lowering.constant(value.type, shortcut.low)))
-        if shortcut.high < kind.high:
-            outside = self.b.or_(outside, lowering.compare(">", value, lowering.constant(value.type, shortcut.high)))
-        name = f"llvm.vector.reduce.or.v{lowering.width}i1"
+        if self.shortcut.low > kind.low:
+            outside = self.b.or_(
+                outside, lowering.compare("<", value, lowering.constant(value.type, self.shortcut.low))
+            )
+        if self.shortcut.high < kind.high:
+            outside = self.b.or_(
+                outside, lowering.compare(">", value, lowering.constant(value.type, self.shortcut.high))
+            )
         signature = ir.FunctionType(BIT, [outside.type])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), [outside])
-
-    def _finish(
-        self, lowering: Lowering, steps: list[Step], values: dict[str, Value], pixel: Value, here: Value
-    ) -> None:
-        """The rest of the steps, and the results."""
-        self._steps(lowering, steps, values, pixel)
-        result, flags = Delivery(lowering, self.program).deliver(values)
-        size = np.dtype(self.program.dtype).itemsize
-        lowering.store(result, lowering.offset(self.addresses[VALUE], here, size))
-        if self.layout.flags:
-            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE))
+        reduce = cgutils.get_or_insert_function(self.b.module, signature, f"llvm.vector.reduce.or.v{GROUP}i1")
+        return self.b.call(reduce, [outside])
 
     def _steps(self, lowering: Lowering, steps: list[Step], values: dict[str, Value], pixel: Value) -> None:
         for step in steps:

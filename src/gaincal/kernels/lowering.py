@@ -7,6 +7,7 @@ No step goes through Python or numba arithmetic, whose promotion rules are not t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import eq, ge, gt, le, lt, ne
 
 from llvmlite import ir
 
@@ -15,7 +16,7 @@ from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import NO_STAGE, Type
 from gaincal.formulas.program import Program
 from gaincal.kernels import series
-from gaincal.kernels.vectors import BIT, INT32, INT64, MAX_COMPARED, Builder, Value, Vectors, integer_type
+from gaincal.kernels.vectors import BIT, INT32, INT64, MAX_COMPARED, Builder, Value, Vectors, integer_type, known_number
 
 _COMPARISONS = {
     "less": "<",
@@ -33,6 +34,7 @@ _OPPOSITE = {
     "equal": "not_equal",
     "not_equal": "equal",
 }
+_HOLDS = {"<": lt, "<=": le, ">": gt, ">=": ge, "==": eq, "!=": ne}
 _ARITHMETIC = {"add": ("fadd", "add"), "subtract": ("fsub", "sub"), "multiply": ("fmul", "mul")}
 
 
@@ -53,6 +55,7 @@ class Lowering(Vectors):
         super().__init__(builder, program.compute, width)
         self.types = dict(program.types) if types is None else dict(types)
         self.tables = {table.name: table.entries for table in program.tables}
+        self.looked_up: dict[Value, tuple[Value, tuple[int, ...]]] = {}
 
     def argument(self, values: Mapping[str, Value], argument: str) -> Value:
         """Value of a name or number."""
@@ -76,7 +79,12 @@ class Lowering(Vectors):
     # --- operations that need more than values -------------------------------------------
 
     def _lookup(self, step: Step, values: Mapping[str, Value]) -> Value:
-        return self.lookup(self.tables[step.arguments[0]], self.argument(values, step.arguments[1]))
+        entries, index = self.tables[step.arguments[0]], self.argument(values, step.arguments[1])
+        found = self.lookup(entries, index)
+        inside = literal_value(step.arguments[1]) is None and self.types[step.arguments[1]].high < len(entries)
+        if inside and len(entries) <= MAX_COMPARED:
+            self.looked_up[found] = index, entries[: self.types[step.arguments[1]].high + 1]
+        return found
 
     def lookup(self, entries: tuple[int, ...], index: Value) -> Value:
         """An entry of a table: compared where small, else fetched from a constant array."""
@@ -87,6 +95,24 @@ class Lowering(Vectors):
             here = self.compare("==", index, self.constant(index.type, place))
             chosen = self.b.select(here, self.constant(chosen.type, entry), chosen)
         return chosen
+
+    def compare(self, symbol: str, a: Value, b: Value) -> Value:
+        """A comparison; of a looked-up entry with a number, the index itself is asked."""
+        number = known_number(b) if a in self.looked_up else None
+        if number is None:
+            return super().compare(symbol, a, b)
+        index, entries = self.looked_up[a]
+        chosen = [place for place, entry in enumerate(entries) if _HOLDS[symbol](entry, number)]
+        return self._among(index, chosen, len(entries))
+
+    def _among(self, index: Value, chosen: list[int], count: int) -> Value:
+        """Whether an index below `count` is one of those chosen."""
+        if 2 * len(chosen) > count:
+            return self.negation(self._among(index, [k for k in range(count) if k not in chosen], count))
+        found = self.constant(self.shaped(index, BIT), 0)
+        for place in chosen:
+            found = self.b.or_(found, super().compare("==", index, self.constant(index.type, place)))
+        return found
 
     def _bits(self, step: Step, values: Mapping[str, Value]) -> Value:
         word, offset, length = values[step.arguments[0]], int(step.arguments[1]), int(step.arguments[2])

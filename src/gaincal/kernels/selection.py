@@ -12,7 +12,7 @@ from gaincal.formulas.checks import FRAME
 from gaincal.formulas.operations import NO_STAGE
 from gaincal.formulas.program import Program
 from gaincal.kernels.lowering import Lowering
-from gaincal.kernels.vectors import INT64, MAX_COMPARED, Value, storage_type
+from gaincal.kernels.vectors import INT64, MAX_COMPARED, Value, known_number, storage_type
 
 
 class Selection:
@@ -41,7 +41,7 @@ class Selection:
         choices: list[list[tuple[int, Value]]] = []
         gathered = []
         for axis, index, stride in zip(labels, indices, strides, strict=True):
-            known = _known(index)
+            known = known_number(index)
             if known is not None and known in axis:
                 moved = lowering.b.add(moved, ir.Constant(INT64, axis.index(known) * stride))
             elif isinstance(index.type, ir.VectorType) and known is None:
@@ -125,11 +125,3 @@ class Selection:
         for place, label in enumerate(labels):
             places[label] = place
         return lowering.to_integer(lowering.lookup(tuple(places), wide), INT64)
-
-
-def _known(index: Value) -> int | None:
-    """The number that an index is known to be, for all pixels."""
-    if not isinstance(index, ir.Constant):
-        return None
-    constant = index.constant[0].constant if isinstance(index.type, ir.VectorType) else index.constant
-    return int(constant)

@@ -65,7 +65,10 @@ def _stage(program: Program, kinds: dict[str, Type], steps: dict[str, Step]) -> 
 
 
 def _word_bounds(name: str, label: int, kinds: dict[str, Type], steps: dict[str, Step]) -> list[tuple[str, int, int]]:
-    """Bounds of a word whose highest bits alone, looked up, give the label."""
+    """Bounds of a word whose highest bits alone, looked up, give the label.
+
+    A special word at the end of the range is left out: no word within bounds needs to be asked.
+    """
     lookup = steps[name]
     if lookup.operation != "lookup" or lookup.arguments[1] not in steps:
         return []
@@ -74,9 +77,21 @@ def _word_bounds(name: str, label: int, kinds: dict[str, Type], steps: dict[str,
         return []
     offset = int(bits.arguments[1])
     entries = kinds[lookup.arguments[0]].entries
-    return [
-        (bits.arguments[0], code << offset, ((code + 1) << offset) - 1) for code, e in enumerate(entries) if e == label
-    ]
+    word = bits.arguments[0]
+    tested = {v for s in steps.values() if s.operation == "equal" and word in s.arguments for v in _literals(s)}
+    found = []
+    for code in (code for code, e in enumerate(entries) if e == label):
+        low, high = code << offset, ((code + 1) << offset) - 1
+        while low in tested and low < high:
+            low += 1
+        while high in tested and low < high:
+            high -= 1
+        found.append((word, low, high))
+    return found
+
+
+def _literals(step: Step) -> set[int | float]:
+    return {v for v in map(literal_value, step.arguments) if v is not None}
 
 
 def _narrowed(program: Program, name: str, low: int, high: int) -> dict[str, Type]:

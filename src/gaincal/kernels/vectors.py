@@ -19,6 +19,7 @@ BIT, INT32, INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 Value = Any  # llvmlite's types differ from version to version
 Builder = Any
+CACHE_LINE = 64
 MAX_COMPARED = 16
 """Up to this many entries are chosen by comparing; beyond, each pixel's value is fetched by address."""
 
@@ -41,6 +42,14 @@ def _bytes(element: Value) -> int:
     if element == SINGLE:
         return 4
     return 8 if element == DOUBLE else int(element.width) // 8
+
+
+def known_number(index: Value) -> int | None:
+    """The number that an index is known to be, for all pixels."""
+    if not isinstance(index, ir.Constant):
+        return None
+    constant = index.constant[0].constant if isinstance(index.type, ir.VectorType) else index.constant
+    return int(constant)
 
 
 class Vectors:
@@ -155,6 +164,30 @@ class Vectors:
     def store(self, value: Value, address: Value) -> None:
         """Store a value at an address."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=_bytes(self.element(value)))
+
+    def prefetch(self, address: Value, size: int, write: bool) -> None:
+        """Ask for some bytes before they are needed; any address will do."""
+        pointer = ir.IntType(8).as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [pointer, INT32, INT32, INT32])
+        fetch = self.b.module.declare_intrinsic("llvm.prefetch", [pointer], signature)
+        keep, data = ir.Constant(INT32, 3), ir.Constant(INT32, 1)
+        for line in range(0, size, CACHE_LINE):
+            where = self.b.inttoptr(self.b.add(address, ir.Constant(INT64, line)), pointer)
+            self.b.call(fetch, [where, ir.Constant(INT32, int(write)), keep, data])
+
+    def store_bits(self, condition: Value, bits: Value, pixel: Value) -> None:
+        """Keep a condition, one bit a pixel, in an array that begins with pixel 0."""
+        whole = self.b.bitcast(condition, ir.IntType(self.width))
+        self.b.store(whole, self._of_bits(bits, pixel), align=1)
+
+    def load_bits(self, bits: Value, pixel: Value) -> Value:
+        """A condition that was kept for the pixels from `pixel` on."""
+        return self.b.bitcast(self.b.load(self._of_bits(bits, pixel), align=1), self.vector(BIT))
+
+    def _of_bits(self, bits: Value, pixel: Value) -> Value:
+        start = self.b.ptrtoint(bits, INT64)
+        place = self.b.lshr(pixel, ir.Constant(INT64, 3))
+        return self.b.inttoptr(self.b.add(start, place), ir.IntType(self.width).as_pointer())
 
     def given(self, address: Value, dtype: np.dtype[Any], kind: Type, vector: bool) -> Value:
         """Load an input or constant and convert it to the type it is computed in."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gaincal.calibration import Calibration
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import blocks
+from gaincal.kernels.memory import empty_aligned
 from gaincal.nexus.words import Words
 
 Array = npt.NDArray[Any]
@@ -54,8 +55,8 @@ class Evaluation:
         values : ndarray
         flags : ndarray of uint32, or None
         """
-        values = np.empty(count, self.dtype)
-        flags = np.empty(count, np.uint32) if with_flags else None
+        values = empty_aligned(count, self.dtype)
+        flags = empty_aligned(count, np.uint32) if with_flags else None
         for first, frames in split_frames(start[0], count[0], self._frames_at_once(count[1:])):
             here = slice(first - start[0], first - start[0] + frames)
             part = None if flags is None else flags[here]

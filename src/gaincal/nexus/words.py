@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
+from gaincal.kernels.memory import empty_aligned
 from gaincal.nexus.dataset import (
     MAX_INFLATION,
     MIN_CHECKED_BYTES,
@@ -133,7 +134,7 @@ class Words:
             If a stored chunk is damaged.
         """
         wanted = (start, count)
-        words, missing = np.empty(count, self.dtype), np.ones(count, bool)
+        words, missing = empty_aligned(count, self.dtype), np.ones(count, bool)
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
         with self._lock:
