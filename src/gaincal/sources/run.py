@@ -1,0 +1,97 @@
+"""`RawRun`: what a source says about a run, the same for every facility."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""First index and length along every dim."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A box of the words, and the equally large box (up to dims of length 1) of an HDF5 dataset that holds it.
+
+    Parameters
+    ----------
+    target : Box
+        In the words (frame, *pixels).
+    file : Path
+        Absolute.
+    path : str
+        Of the dataset.
+    source : Box
+    """
+
+    target: Box
+    file: Path
+    path: str
+    source: Box
+
+
+@dataclass(frozen=True)
+class RawWords:
+    """The words of one input: parts of HDF5 datasets that a master can map, or something to copy.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        Unsigned, in native byte order.
+    parts : tuple of Part
+        What no part covers is missing.
+    read : callable (first, count) -> ndarray (count, *pixels), optional
+        Reads frames of a format that HDF5 cannot map; then there are no parts.
+    """
+
+    dtype: np.dtype[Any]
+    parts: tuple[Part, ...] = ()
+    read: Callable[[int, int], Array] | None = None
+
+
+@dataclass(frozen=True)
+class RawRun:
+    """A run as it was recorded.
+
+    Parameters
+    ----------
+    kind : str
+        Which source recognised it: ``swissfel``, ``euxfel``, ``slsdet`` ...
+    description : str
+        One line for people: what was recognised.
+    detector : str
+        The facility's name of the detector.
+    formula : str or None
+        The formula of the catalogue that reads it, if the files say so.
+    frames : int
+    pixels : tuple of int
+        (y, x) or (module, y, x) or (x,): the shape of a frame.
+    words : mapping of str to RawWords
+        By the name of the formula's input.
+    inputs : mapping of str to ndarray
+        Further inputs of the formula: (frame,), (frame, module) or a map of the pixels.
+    ids : mapping of str to ndarray (frame,)
+        What identifies the frames.
+    files : tuple of Path
+        All files that were read.
+    notes : tuple of str
+        What the user should know: modules that are absent, frames marked bad ...
+    """
+
+    kind: str
+    description: str
+    detector: str
+    formula: str | None
+    frames: int
+    pixels: tuple[int, ...]
+    words: Mapping[str, RawWords]
+    inputs: Mapping[str, Array] = field(default_factory=dict)
+    ids: Mapping[str, Array] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
