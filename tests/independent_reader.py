@@ -1,21 +1,19 @@
 """A second reader of stored calibrations, written from docs/formula-spec.md alone; it shares nothing with gaincal.
 
-A model for readers in other languages: no parser, only a loop over the rows of a table. It is not hardened: it trusts
-HDF5 and the formula, follows no virtual dataset to its sources, and computes all frames to return some.
-"""
+A model for readers in other languages: no parser, only a loop over rows. It is not hardened: it trusts HDF5 and the
+formula, follows no virtual dataset to its sources, and computes all frames to return some."""
 import math
 from hashlib import sha256
-
 import h5py
 import numpy as np
-
 NO_VALUE, CLIPPED, MISSING = (np.uint32(1 << bit) for bit in (29, 30, 31))
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
 def read(path: str, output: str | None = None, dtype: str | None = None, frames: slice = slice(None)) -> tuple:
     """Return (values, uint32 flags): of the default output unless named, in the first of its dtypes unless named."""
     with h5py.File(path, "r") as file, np.errstate(all="ignore"):
-        (group,) = find_calibrations(file)  # of two none is the right one, and this line fails
+        detectors = members(members(members([file], b"NXentry"), b"NXinstrument"), b"NXdetector")
+        (group,) = members([next(d["calibration"] for d in detectors if "calibration" in d)], b"NXcalibration")
         check(group)
         real = np.dtype(group["formula/compute_dtype"][0].decode())
         known, gone = load(group, real)
@@ -32,24 +30,25 @@ def read(path: str, output: str | None = None, dtype: str | None = None, frames:
 def members(groups: list[h5py.Group], nx_class: bytes) -> list[h5py.Group]:
     return [item for g in groups for item in g.values() if np.bytes_(item.attrs.get("NX_class", "")) == nx_class]
 
-def find_calibrations(file: h5py.File) -> list[h5py.Group]:
-    detectors = members(members(members([file], b"NXentry"), b"NXinstrument"), b"NXdetector")
-    return members([next(d["calibration"] for d in detectors if "calibration" in d)], b"NXcalibration")
-
 def check(group: h5py.Group) -> None:
-    fields, total = {}, sha256()
+    fields = {}
     group.visititems(lambda name, item: fields.update({name.encode(): item} if isinstance(item, h5py.Dataset) else {}))
     checksum = fields.pop(b"integrity/checksum")[()].item().decode()
-    for path, field in sorted(fields.items(), key=lambda pair: pair[0]):
-        if field.dtype.kind not in "iufSb":
-            raise ValueError(f"{field.name}: type {field.dtype} has no place here")
-        data = np.array(field[()], field.dtype.newbyteorder("<"))  # with its dtype a text keeps the NULs at its end
-        total.update(path + f"|{field.dtype.str[1:]}|{','.join(map(str, field.shape))}|".encode() + data.tobytes())
-    if checksum != "sha256:" + total.hexdigest():
+    for name in {*group["constants/name"][()]} & {*map(str.encode, group)}:  # each slab has a checksum of its own
+        field, sums = fields.pop(name + b"/" + name), fields[name + b"/checksums"]
+        if any(sha256(encoded(field, k)).digest() != sums[k].tobytes() for k in np.ndindex(field.shape[:-2])):
+            raise ValueError(f"{field.name}: the checksum of a slab differs")
+    if checksum != "sha256:" + sha256(b"".join(p + b"|" + encoded(fields[p], ()) for p in sorted(fields))).hexdigest():
         raise ValueError(f"{group.name}: the checksum differs")
     unknown = {name.decode() for name in group["formula/required_operations"][()]} - {"select", *OPERATIONS}
     if unknown or group["formula/format_version"][0] != 1:
         raise ValueError(f"{group.name}: a format or operations {unknown} that are not known here")
+
+def encoded(field: h5py.Dataset, place: tuple) -> bytes:
+    if field.dtype.kind not in "iufSb":
+        raise ValueError(f"{field.name}: type {field.dtype} has no place here")
+    data = np.array(field[place], field.dtype.newbyteorder("<"))  # with its dtype a text keeps the NULs at its end
+    return f"{field.dtype.str[1:]}|{','.join(map(str, data.shape))}|".encode() + data.tobytes()
 
 def rows(group: h5py.Group) -> list[dict]:
     columns = [[v.decode() if isinstance(v, bytes) else v.item() for v in field[()]] for field in group.values()]
@@ -59,14 +58,18 @@ def load(group: h5py.Group, real: np.dtype) -> tuple[dict, np.ndarray]:
     """Tables, inputs and constants by name, all axes in line with (frame, pixels ...); and where words are missing."""
     known = {name: field[()].astype(np.int64) for name, field in group["tables"].items()}
     inputs = [(row, group[row["path"]]) for row in rows(group["inputs"]) if row["path"]]
-    words = [(row["dims"].split(), field) for row, field in inputs if row["dims"].startswith("frame ")]
-    gone = np.logical_or.reduce([missing(field) for _, field in words])
+    dims = max((row["dims"].split() for row, _ in inputs if row["dims"].startswith("frame ")), key=len)
+    gone = np.logical_or.reduce([missing(field) for row, field in inputs if row["dims"].split() == dims])
     for row, field in inputs:
-        pixels = [1] * (gone.ndim - 1) if row["dims"] in ("", "frame") else gone.shape[1:]
-        known[row["name"]] = numbers(field, row["dtype"], real).reshape(-1, *pixels)
-    for row in rows(group["constants"]):
-        data, named = group[row["name"]], [axis for axis in row["dims"].split() if axis not in words[0][0]]
+        pixels = [n for n, dim in zip(gone.shape, dims, strict=True) if dim in row["dims"].split() and dim != "frame"]
+        lined = numbers(field, row["dtype"], real).reshape(-1, *pixels)
+        known[row["name"]] = lined.reshape(*lined.shape, *[1] * (gone.ndim - lined.ndim))
+    for row in rows(group["constants"]):  # what is not there is its default in every place, whatever the label
+        known[row["name"]] = np.asarray(row["default"]).astype(np.int64 if row["dtype"] else real)
+    for row in (row for row in rows(group["constants"]) if row["name"] in group):
+        data, named = group[row["name"]], [axis for axis in row["dims"].split() if axis not in dims]
         values = numbers(data[row["name"]], row["dtype"], real)
+        values = values.reshape(*values.shape, *[1] * (len(named) + gone.ndim - 1 - values.ndim))
         known[row["name"]] = (values, [data[axis][()] for axis in named]) if named else values
     return known, gone
 
@@ -84,7 +87,7 @@ def numbers(field: h5py.Dataset, declared: str, real: np.dtype) -> np.ndarray:
 def evaluate(operation: str, arguments: list[str], known: dict, real: np.dtype) -> np.ndarray:
     operands = [known[t] if t in known else (np.int64 if t.strip("-").isdigit() else real.type)(t) for t in arguments]
     if operation == "select":
-        return select(*operands[0], operands[1:])
+        return select(*operands[0], operands[1:]) if isinstance(operands[0], tuple) else operands[0]
     if operation in ("divide", "sqrt", "exp", "log", "power") or any(x.dtype == real for x in operands):
         operands = [x.astype(real) if x.dtype == np.int64 else x for x in operands]
     return OPERATIONS[operation](*operands)
@@ -95,10 +98,6 @@ def select(values: np.ndarray, labels: list, indices: list) -> np.ndarray:
     exists = np.min(np.broadcast_arrays(*places), axis=0) >= 0
     pixels = np.ix_(*map(range, values.shape[len(labels):]))  # every pixel takes its own
     return np.where(exists, values[(*places, *pixels)], values.dtype.type(-1 if values.dtype == np.int64 else np.nan))
-
-def power(x: np.ndarray, n: np.generic) -> np.ndarray:
-    result = math.prod([x] * abs(int(n)), start=x.dtype.type(1))
-    return result if n >= 0 else x.dtype.type(1) / result
 
 def exponential(x: np.ndarray) -> np.ndarray:
     inside = np.where((x < 710) & (x > -746), x, 0).astype(np.float64)
@@ -122,7 +121,8 @@ OPERATIONS = {
     "join": lambda low, length, high: low + (high << length),
     "lookup": lambda table, i: np.where((i >= 0) & (i < len(table)), table[np.clip(i, 0, len(table) - 1)], -1),
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide,
-    "negate": np.negative, "abs": np.abs, "sqrt": np.sqrt, "exp": exponential, "log": logarithm, "power": power,
+    "negate": np.negative, "abs": np.abs, "sqrt": np.sqrt, "exp": exponential, "log": logarithm,
+    "power": lambda x, n: math.prod([x] * abs(int(n)), start=x.dtype.type(1)) ** (1 if n >= 0 else -1),
     "min": lambda a, b: np.where(np.isnan(a), a, np.where(np.isnan(b) | (b < a), b, a)),  # np.minimum: any sign of 0
     "max": lambda a, b: np.where(np.isnan(a), a, np.where(np.isnan(b) | (b > a), b, a)),
     "clip": lambda x, low, high: OPERATIONS["min"](OPERATIONS["max"](x, low), high),

@@ -230,6 +230,7 @@ def spoil(source: Path, target: Path, change: Callable[[h5py.Group], None], mend
             fields: dict[str, Array] = {}
             group.visititems(lambda n, i: fields.update({n: i[()]}) if isinstance(i, h5py.Dataset) else None)
             del fields[names.CHECKSUM]
+            fields = {n: v for n, v in fields.items() if n.split("/")[0] != n.split("/")[-1]}  # not constants' values
             arrays = {n: np.asarray(v, group[n].dtype) for n, v in fields.items()}
             del group[names.CHECKSUM]
             group[names.CHECKSUM] = np.bytes_(fields_checksum(arrays))

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.constants import SLAB_DIMS, ConstantMap, LargeConstant
 from gaincal.errors import BindError
-from gaincal.formulas.checks import FRAME, WORD_DTYPES
+from gaincal.formulas.checks import FRAME, WORD_DTYPES, is_words
 from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.formulas.program import Labels, Program, needs, program_for_output, program_for_step, testable_flags
 from gaincal.kernels.memory import aligned
@@ -40,22 +41,6 @@ class RawLayout:
         return (self.frames, *self.pixels)
 
 
-@dataclass(frozen=True)
-class ConstantMap:
-    """A constant as it comes from a file.
-
-    Parameters
-    ----------
-    values : ndarray (axis, ..., *pixels)
-        Along the dims that the formula declares.
-    labels : tuple of tuple of int
-        Labels along each named axis.
-    """
-
-    values: Array
-    labels: Labels
-
-
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """A formula bound to its constants, inputs and raw layout; nothing about it can change.
@@ -72,6 +57,10 @@ class Calibration:
         Every other input, shape () or (frame,) or pixels, and every constant, in the types in
         which they are computed.
     labels : mapping of str to tuple of tuple of int
+    defaulted : frozenset of str
+        Constants that are not there and have their declared default in every place.
+    large : mapping of str to LargeConstant
+        Constants that are read where they are needed: see `gaincal.grouped`.
     """
 
     formula: Formula
@@ -79,11 +68,13 @@ class Calibration:
     words: tuple[str, ...]
     arrays: Mapping[str, Array]
     labels: Mapping[str, Labels] = field(repr=False)
+    defaulted: frozenset[str] = frozenset()
+    large: Mapping[str, LargeConstant] = field(default_factory=dict)
 
     @property
     def given(self) -> frozenset[str]:
         """Names of all inputs and constants that there are."""
-        return frozenset(self.words) | frozenset(self.arrays)
+        return frozenset(self.words) | frozenset(self.arrays) | frozenset(self.large)
 
     def available_outputs(self) -> list[str]:
         """Outputs for which everything is there."""
@@ -101,7 +92,7 @@ class Calibration:
 
     def program(self, output: str | None = None, dtype: str | None = None, flagged: float | None = None) -> Program:
         """What computes an output; raises RequestError if it is not to be had."""
-        return program_for_output(self.formula, self.labels, self.given, output, dtype, flagged)
+        return program_for_output(self.formula, self.labels, self.given, output, dtype, flagged, self.defaulted)
 
     def step_program(self, name: str, dtype: str) -> Program:
         """What delivers an integer step or words input as it is."""
@@ -139,7 +130,6 @@ class Calibration:
         dict of str to ndarray
             As `gaincal.kernels.blocks.evaluate` takes them.
         """
-        kinds = dict(program.types)
         count = len(range(*frames.indices(self.layout.frames)))
         arrays = {}
         for item in program.given:
@@ -148,17 +138,43 @@ class Calibration:
                 arrays[item.name] = (
                     words[item.name].reshape(count, pixels).astype(item.dtype or program.compute, copy=False)
                 )
-                continue
-            array, dims = self.arrays[item.name], kinds[item.name].dims
-            if dims - {FRAME}:
-                axes = array.ndim - len(self.layout.pixels)
-                part = array[(slice(None),) * axes + (window or ())]
-                arrays[item.name] = part.reshape(*array.shape[:axes], -1)
-            elif item.name in self.labels:
-                arrays[item.name] = array[..., None]
-            else:
-                arrays[item.name] = array[frames] if array.ndim else np.broadcast_to(array, count)
+            elif item.name not in self.large:
+                arrays[item.name] = self._part(program, item, frames, count, window)
         return arrays
+
+    def _part(
+        self, program: Program, item: Input | Constant, frames: slice, count: int, window: tuple[slice, ...]
+    ) -> Array:
+        """What the evaluators need of an input that is no words, or of a constant."""
+        array, labelled = self.arrays[item.name], item.name in program.labelled
+        if item.name in self.defaulted or (not item.dims and not labelled):
+            return array[frames] if array.ndim else np.broadcast_to(array, count)
+        axes = len(self.labels[item.name]) if labelled else 0
+        part = array[frames] if FRAME in item.dims else array
+        first = axes + (FRAME in item.dims)
+        part = part[(slice(None),) * first + (window or (slice(None),) * len(self.layout.pixels))[: part.ndim - first]]
+        if item.name in program.partial:
+            part = _spread(part, first, self._runs(program, window))
+            part = part if labelled or FRAME in item.dims else np.broadcast_to(part, (count, part.shape[-1]))
+            return part
+        if part.ndim == first:  # no pixel dims
+            return part[..., None] if labelled else part
+        return part.reshape(*part.shape[:first], -1)
+
+    def _runs(self, program: Program, window: tuple[slice, ...]) -> tuple[int, ...]:
+        """Lengths of the leading pixel dims that the runs of a program tell apart."""
+        dims = self.formula.checked.pixel_dims
+        depth = max(len(set(i.dims) & set(dims)) for i in program.given if i.name in program.partial)
+        depth = max(depth, len(dims) - SLAB_DIMS) if self.large else depth
+        lengths = [len(range(*s.indices(n))) for s, n in zip(window, self.layout.pixels, strict=True)] if window else []
+        return tuple(lengths or self.layout.pixels)[:depth]
+
+
+def _spread(array: Array, first: int, runs: tuple[int, ...]) -> Array:
+    """Values along leading pixel dims, repeated to one for every run of pixels."""
+    lengths = array.shape[first:]
+    wide = array.reshape(*array.shape, *(1,) * (len(runs) - len(lengths)))
+    return np.broadcast_to(wide, (*array.shape[:first], *runs)).reshape(*array.shape[:first], -1)
 
 
 def bind(
@@ -191,27 +207,43 @@ def bind(
         dims = ", ".join(formula.checked.pixel_dims)
         raise BindError(f"raw frames are {layout.pixels}, formula '{formula.name}' declares ({dims})")
     for name, dtype in words.items():
-        _check_words(declared, name, dtype)
-    lacking = [i.name for i in formula.inputs if _is_word(i) and i.name not in words]
-    lacking += [c.name for c in formula.constants if c.name not in constants]
+        _check_words(declared, formula.checked.pixel_dims, name, dtype)
+    pixel_dims = formula.checked.pixel_dims
+    lacking = [i.name for i in formula.inputs if is_words(i, pixel_dims) and i.name not in words]
+    lacking += [c.name for c in formula.constants if c.name not in constants and c.default is None]
     if lacking:
         raise BindError(f"formula '{formula.name}' needs {', '.join(lacking)}")
     arrays = {n: _bound_input(declared, n, a, formula, layout) for n, a in inputs.items()}
     known = {c.name: c for c in formula.constants}
+    large: dict[str, LargeConstant] = {}
     for name, constant in constants.items():
         if name not in known:
             raise BindError(f"formula '{formula.name}' has no constant '{name}'")
-        arrays[name] = _bound_constant(known[name], constant, formula, layout)
+        _check_constant(known[name], constant, formula, layout)
+        values, item = constant.values, known[name]
+        if isinstance(values, np.ndarray):
+            arrays[name] = _converted(name, values, item.dtype, formula.compute)
+        elif item.dtype is None and values.dtype.kind in "fiu" and item.dims[-SLAB_DIMS:] == pixel_dims[-SLAB_DIMS:]:
+            large[name] = LargeConstant(values, constant.labels, formula.compute)
+        else:
+            raise BindError(f"{name} is too large for a constant that is no map of real numbers")
+    defaults = {c.name: c.default for c in formula.constants if c.name not in constants and c.default is not None}
+    for name, number in defaults.items():
+        arrays[name] = _converted(name, np.array(number), known[name].dtype, formula.compute)
     labels = {n: c.labels for n, c in constants.items() if c.labels}
-    return Calibration(formula, layout, tuple(words), MappingProxyType(arrays), MappingProxyType(labels))
+    return Calibration(
+        formula,
+        layout,
+        tuple(words),
+        MappingProxyType(arrays),
+        MappingProxyType(labels),
+        frozenset(defaults),
+        MappingProxyType(large),
+    )
 
 
-def _is_word(item: Input) -> bool:
-    return item.dims[:1] == (FRAME,) and len(item.dims) > 1
-
-
-def _check_words(declared: Mapping[str, Input], name: str, dtype: np.dtype[Any]) -> None:
-    if name not in declared or not _is_word(declared[name]):
+def _check_words(declared: Mapping[str, Input], pixel_dims: tuple[str, ...], name: str, dtype: np.dtype[Any]) -> None:
+    if name not in declared or not is_words(declared[name], pixel_dims):
         raise BindError(f"the formula has no words input '{name}'")
     wanted = declared[name].dtype
     fits = dtype.kind == "f" if wanted is None else dtype.newbyteorder("=") == np.dtype(wanted)
@@ -220,20 +252,21 @@ def _check_words(declared: Mapping[str, Input], name: str, dtype: np.dtype[Any])
 
 
 def _bound_input(declared: Mapping[str, Input], name: str, array: Array, formula: Formula, layout: RawLayout) -> Array:
-    if name not in declared or _is_word(declared[name]):
+    if name not in declared or is_words(declared[name], formula.checked.pixel_dims):
         raise BindError(f"formula '{formula.name}' has no input '{name}'")
     item = declared[name]
-    pixelwise = len(item.dims) > 0 and item.dims != (FRAME,)
-    shapes = [layout.pixels] if pixelwise else [(), (layout.frames,)]
+    pixels = layout.pixels[: len(item.dims) - (FRAME in item.dims)]
+    frames = [layout.frames] if FRAME in item.dims else []
+    shapes = [(*frames, *pixels)] if pixels else [(), (layout.frames,)]
     if array.shape not in shapes:
         wanted = " or ".join(str(s) for s in shapes)
         raise BindError(f"{name} has shape {array.shape}, expected {wanted}")
     return _converted(name, array, item.dtype, formula.compute)
 
 
-def _bound_constant(item: Constant, constant: ConstantMap, formula: Formula, layout: RawLayout) -> Array:
+def _check_constant(item: Constant, constant: ConstantMap, formula: Formula, layout: RawLayout) -> None:
     axes = [d for d in item.dims if d not in formula.checked.pixel_dims]
-    if len(constant.labels) != len(axes) and constant.values.ndim < len(item.dims):
+    if len(constant.labels) != len(axes) and len(constant.values.shape) < len(item.dims):
         dims = ", ".join(item.dims)
         raise BindError(
             f"{item.name} has shape {constant.values.shape}, raw frames are {layout.pixels}; expected ({dims})"
@@ -244,14 +277,13 @@ def _bound_constant(item: Constant, constant: ConstantMap, formula: Formula, lay
         if not labels or len(set(labels)) != len(labels) or not all(0 <= v <= MAX_LABEL for v in labels):
             raise BindError(f"{item.name}: labels along {axis} must be one or more different numbers, 0 to {MAX_LABEL}")
     wanted = tuple(len(labels) for labels in constant.labels)
-    wanted += layout.pixels if len(item.dims) > len(axes) else ()
+    wanted += layout.pixels[: len(item.dims) - len(axes)]
     if constant.values.shape != wanted:
         dims = ", ".join(item.dims)
         raise BindError(
             f"{item.name} has shape {constant.values.shape}, raw frames are {layout.pixels}; "
             f"expected ({dims}) = {wanted}"
         )
-    return _converted(item.name, constant.values, item.dtype, formula.compute)
 
 
 def _converted(name: str, array: Array, dtype: str | None, compute: str) -> Array:

@@ -215,6 +215,8 @@ def test_any_number_of_pixel_dims(count: int) -> None:
         (("stage", "y", "x"), ("stage",)),
         (("a", "b", "c"), ("a", "b", "c")),
         (("a", "b", "c", "y", "x"), ("a", "b", "c")),
+        (("y",), ()),
+        (("stage", "y"), ("stage",)),
     ],
 )
 def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None:
@@ -225,7 +227,7 @@ def test_dims_of_constants(dims: tuple[str, ...], axes: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     "dims",
     [
-        *(("frame",), ("frame", "y", "x"), ("stage", "frame", "y", "x"), ("y",), ("x", "y"), ("stage", "y")),
+        *(("frame",), ("frame", "y", "x"), ("stage", "frame", "y", "x"), ("x",), ("x", "y"), ("stage", "x")),
         *(("y", "x", "stage"), ("y", "stage", "x"), ("stage", "stage"), ("stage", "x", "y"), ("a", "b", "c", "d")),
         *(("a", "b", "c", "d", "y", "x"), ("y", "x", "y", "x"), ("stage", "y", "x", "x")),
     ],

@@ -316,7 +316,7 @@ def test_a_deep_chain_of_anonymous_steps_is_refused() -> None:
         ("inputs", "units", "counts", "inputs.raw"),
         ("inputs", "dtype", "int16", "inputs.raw"),
         ("constants", "dims", "frame y x", "constants.pedestal"),
-        ("constants", "dims", "stage y", "constants.pedestal"),
+        ("constants", "dims", "stage x", "constants.pedestal"),
         ("constants", "units", "", "constants.pedestal"),
         ("constants", "name", "raw", "constants.raw"),
         ("outputs", "name", "adcs", "outputs.adcs"),

@@ -138,27 +138,57 @@ def put_mapping(
 
 
 def stamp(file: h5py.File, path: str = CALIBRATION) -> None:
-    """Make the checksum right again, as section 8 of the specification defines it."""
+    """Make the checksums right again, as section 8 of the specification defines them."""
     group = file[path]
+    constants = _declared_constants(group)
+    for name in constants:
+        _stamp_slabs(group, name)
     fields: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and name != "integrity/checksum":
+        held = name.split("/")[0] if name.count("/") == 1 else ""
+        constant = held in constants and name == f"{held}/{held}"
+        if isinstance(item, h5py.Dataset) and name != "integrity/checksum" and not constant:
             fields[name] = item
 
     group.visititems(visit)
     digest = hashlib.sha256()
     for name in sorted(fields, key=str.encode):
-        dtype, shape = fields[name].dtype, fields[name].shape
-        data = np.empty(shape, dtype)
+        data = np.empty(fields[name].shape, fields[name].dtype)
         if data.size:
             fields[name].read_direct(data)
-        kind = "b1" if dtype == np.bool_ else f"{dtype.kind}{dtype.itemsize}"
-        digest.update(f"{name}|{kind}|{','.join(str(n) for n in shape)}|".encode())
-        little = data.astype(dtype.newbyteorder("<")) if dtype.kind in "iuf" else data
-        digest.update(np.ascontiguousarray(little).tobytes())
+        digest.update(f"{name}|".encode() + _hashed(data))
     del group["integrity/checksum"]
     group.create_dataset("integrity/checksum", data=np.bytes_("sha256:" + digest.hexdigest()))
+
+
+def _declared_constants(group: h5py.Group) -> set[str]:
+    names = group["constants/name"][()] if "constants/name" in group else ()
+    return {bytes(n).decode("ascii", "replace") for n in np.ravel(names) if isinstance(n, bytes)}
+
+
+def _stamp_slabs(group: h5py.Group, name: str) -> None:
+    """Write the checksums of a constant's slabs anew, where it has any that can be read."""
+    path = f"{name}/{name}"
+    if not name or path not in group or not isinstance(group[path], h5py.Dataset):
+        return
+    if group[path].dtype.kind not in "iufbS" or group[path].size > 10**8:
+        return
+    values = np.asarray(group[path][()])
+    sums = np.zeros((*values.shape[:-2], 32), np.uint8)
+    for place in np.ndindex(values.shape[:-2]):
+        sums[place] = np.frombuffer(hashlib.sha256(_hashed(values[place])).digest(), np.uint8)
+    if f"{name}/checksums" in group:
+        del group[f"{name}/checksums"]
+    group[f"{name}/checksums"] = sums
+
+
+def _hashed(data: Any) -> bytes:
+    """What a checksum takes of an array: type, shape, little-endian values."""
+    data = np.asarray(data)
+    kind = "b1" if data.dtype == np.bool_ else f"{data.dtype.kind}{data.dtype.itemsize}"
+    little = data.astype(data.dtype.newbyteorder("<")) if data.dtype.kind in "iuf" else data
+    return f"{kind}|{','.join(str(n) for n in data.shape)}|".encode() + np.ascontiguousarray(little).tobytes()
 
 
 def replace_field(group: h5py.Group, path: str, data: Any, **options: Any) -> None:

@@ -88,7 +88,7 @@ def test_a_block_without_pixels_is_computed_to_nothing(threads: int, frames: int
 @pytest.mark.parametrize("frames", [0, 1, 1000])
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 def test_tasks_cover_every_pixel_once(pixels: int, frames: int, threads: int) -> None:
-    covered = [p for task in blocks._split(frames, pixels, threads) for p in range(*task)]
+    covered = [p for task in blocks._split(frames, 0, pixels, threads) for p in range(*task)]
     assert covered == list(range(pixels))
 
 

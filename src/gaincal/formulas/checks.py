@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -153,15 +154,21 @@ def _check_counts(formula: Formula) -> None:
 
 
 def declare_pixel_dims(inputs: tuple[Input, ...]) -> tuple[str, ...]:
-    """The pixel dims, from the inputs that have a frame dim and pixel dims: the words."""
-    layouts = {i.dims for i in inputs if i.dims[:1] == (FRAME,) and len(i.dims) > 1}
-    if len(layouts) != 1:
-        problem = "all words must have the same dims" if layouts else "no input has dims (frame, ...): no raw words"
-        raise FormulaError(problem, where="inputs")
-    dims = layouts.pop()
+    """The pixel dims, from the inputs that have a frame dim and the most others: the words."""
+    layouts = [i.dims for i in inputs if i.dims[:1] == (FRAME,) and len(i.dims) > 1]
+    if not layouts:
+        raise FormulaError("no input has dims (frame, ...): no raw words", where="inputs")
+    dims = max(layouts, key=len)
+    if any(d != dims[: len(d)] for d in layouts):
+        raise FormulaError("all words must have the same dims", where="inputs")
     if len(set(dims)) != len(dims) or len(dims) > MAX_DIMS:
         raise FormulaError(f"the words must have at most {MAX_DIMS} dims, each once", where="inputs")
     return dims[1:]
+
+
+def is_words(item: Input, pixel_dims: tuple[str, ...]) -> bool:
+    """Whether an input has a value for every pixel of every frame."""
+    return item.dims == (FRAME, *pixel_dims)
 
 
 def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tuple[str, Type]]:
@@ -175,6 +182,8 @@ def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tu
                 raise FormulaError(f"the name '{item.name}' is taken by something else in a file", where=where)
             taken.add(item.name)
             rule = _input_axes if isinstance(item, Input) else _constant_axes
+            if isinstance(item, Constant):
+                _check_default(item, where)
             yield item.name, _declared(item, rule(item.dims, pixel_dims, where), where)
     if sum(len(t.entries) for t in formula.tables) > MAX_TABLE:
         raise FormulaError(f"more than {MAX_TABLE} entries in all tables", where="tables")
@@ -190,9 +199,14 @@ def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tu
 
 
 def _input_axes(dims: tuple[str, ...], pixel_dims: tuple[str, ...], where: str) -> tuple[str, ...]:
-    if dims not in ((), (FRAME,), pixel_dims, (FRAME, *pixel_dims)):
-        raise FormulaError("dims must be [], [frame], the pixel dims, or those of the words", where=where)
+    rest = dims[1:] if dims[:1] == (FRAME,) else dims
+    if rest != pixel_dims[: len(rest)]:
+        raise FormulaError(f"dims must be frame or not, then leading ones of [{_listed(pixel_dims)}]", where=where)
     return ()
+
+
+def _listed(dims: tuple[str, ...]) -> str:
+    return ", ".join(dims)
 
 
 def _constant_axes(dims: tuple[str, ...], pixel_dims: tuple[str, ...], where: str) -> tuple[str, ...]:
@@ -200,11 +214,21 @@ def _constant_axes(dims: tuple[str, ...], pixel_dims: tuple[str, ...], where: st
     pixels = dims[len(axes) :]
     if dims[: len(axes)] != axes or FRAME in axes or len(set(dims)) != len(dims):
         raise FormulaError("dims must be named axes, then pixel dims, each once and never frame", where=where)
-    if pixels not in ((), pixel_dims):
-        raise FormulaError(f"must have all pixel dims [{', '.join(pixel_dims)}] or none", where=where)
+    if pixels != pixel_dims[: len(pixels)]:
+        raise FormulaError(f"after its named axes only leading dims of [{_listed(pixel_dims)}]", where=where)
     if len(axes) > MAX_SELECTED_AXES:
         raise FormulaError(f"at most {MAX_SELECTED_AXES} named axes", where=where)
     return axes
+
+
+def _check_default(item: Constant, where: str) -> None:
+    if item.default is None:
+        return
+    if not math.isfinite(item.default):
+        raise FormulaError("default must be a finite number", where=where)
+    most = 2 ** WORD_DTYPES.get(item.dtype or "", 0)
+    if item.dtype is not None and not (float(item.default).is_integer() and 0 <= item.default < most):
+        raise FormulaError(f"default does not fit {item.dtype}", where=where)
 
 
 def _declared(item: Input | Constant, axes: tuple[str, ...], where: str) -> Type:
@@ -271,6 +295,21 @@ def _check_outputs(formula: Formula, types: dict[str, Type]) -> None:
         if output.name not in steps or "." in output.name:
             raise FormulaError("an output is the name of a step", where=where)
         _check_output(output, types[output.name], where)
+    for output in formula.outputs:
+        _check_variance(output, formula.outputs, f"outputs.{output.name}")
+
+
+def _check_variance(output: Output, outputs: Iterable[Output], where: str) -> None:
+    """A variance belongs to one floating-point or integer output, in its units squared."""
+    if output.variance_of is None:
+        return
+    of = [o for o in outputs if o.name == output.variance_of and o.variance_of is None]
+    if not of or sum(o.variance_of == output.variance_of for o in outputs) > 1:
+        raise FormulaError("variance_of must name another output, once, and no variance", where=where)
+    if any(d not in COMPUTE_DTYPES for d in (output.dtype, *dict(output.alternatives))) or output.default:
+        raise FormulaError("a variance is a floating-point output and not the default", where=where)
+    if Unit.parse(output.units) != Unit.parse(of[0].units) ** 2:
+        raise FormulaError(f"a variance of {of[0].units} is in its square, not in {output.units}", where=where)
 
 
 def _check_output(output: Output, kind: Type, where: str) -> None:

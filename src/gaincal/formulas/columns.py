@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gaincal.errors import FormulaError
 from gaincal.formulas.checks import MAX_NAME, MAX_TABLE, NUMBER
@@ -30,9 +31,9 @@ LAYOUT: Mapping[str, Mapping[str, str]] = {
         "required_operations": TEXT,
     },
     "inputs": {"name": TEXT, "dims": TEXT, "units": TEXT, "dtype": TEXT},
-    "constants": {"name": TEXT, "dims": TEXT, "units": TEXT, "dtype": TEXT},
+    "constants": {"name": TEXT, "dims": TEXT, "units": TEXT, "dtype": TEXT, "default": REAL},
     "steps": {"name": TEXT, "operation": TEXT} | dict.fromkeys(ARGUMENTS, TEXT),
-    "outputs": {"name": TEXT, "units": TEXT, "dtype": TEXT, "fill": REAL, "default": INTEGER},
+    "outputs": {"name": TEXT, "units": TEXT, "dtype": TEXT, "fill": REAL, "default": INTEGER, "variance_of": TEXT},
     "flags": {"name": TEXT, "when": TEXT, "voids": INTEGER, "pixel_mask_bit": INTEGER},
 }
 TABLES = "tables"
@@ -52,7 +53,8 @@ def to_columns(formula: Formula) -> dict[str, dict[str, Column]]:
             "required_operations": required_operations(formula),
         },
         "inputs": _declared(formula.inputs),
-        "constants": _declared(formula.constants),
+        "constants": _declared(formula.constants)
+        | {"default": [math.nan if c.default is None else float(c.default) for c in formula.constants]},
         TABLES: {t.name: list(t.entries) for t in formula.tables},
         "steps": {
             "name": [s.name for s in formula.steps],
@@ -65,6 +67,7 @@ def to_columns(formula: Formula) -> dict[str, dict[str, Column]]:
             "dtype": [dtype for _, dtype, _ in offers],
             "fill": [math.nan if fill is None else float(fill) for _, _, fill in offers],
             "default": [int(o.default) for o, _, _ in offers],
+            "variance_of": [o.variance_of or "" for o, _, _ in offers],
         },
         "flags": {
             "name": [f.name for f in formula.flags],
@@ -114,8 +117,8 @@ def from_columns(columns: Columns) -> Formula:
         int(head["version"][0]),
         str(head["title"][0]),
         str(head["compute_dtype"][0]),
-        tuple(Input(*row) for row in _read_declared(columns["inputs"])),
-        tuple(Constant(*row) for row in _read_declared(columns["constants"])),
+        tuple(Input(*_read_item(row)) for row in _rows(columns["inputs"], LAYOUT["inputs"])),
+        tuple(_read_constant(*row) for row in _rows(columns["constants"], LAYOUT["constants"])),
         tuple(_read_table(name, entries) for name, entries in columns.get(TABLES, {}).items()),
         tuple(_read_step(row) for row in _rows(columns["steps"], LAYOUT["steps"])),
         _read_outputs(columns["outputs"]),
@@ -165,11 +168,15 @@ def _rows(columns: Mapping[str, Column], layout: Mapping[str, str]) -> list[tupl
     return list(zip(*(columns[name] for name in layout), strict=True))
 
 
-def _read_declared(columns: Mapping[str, Column]) -> list[tuple[str, tuple[str, ...], str, str | None]]:
-    rows = []
-    for name, dims, units, dtype in _rows(columns, LAYOUT["inputs"]):
-        rows.append((str(name), tuple(str(dims).split(" ")) if dims else (), str(units), str(dtype) or None))
-    return rows
+def _read_item(row: tuple[object, ...]) -> tuple[str, tuple[str, ...], str, str | None]:
+    name, dims, units, dtype = (str(cell) for cell in row)
+    return name, tuple(dims.split(" ")) if dims else (), units, dtype or None
+
+
+def _read_constant(*row: object) -> Constant:
+    *item, default = row
+    number = float(str(default))
+    return Constant(*_read_item(tuple(item)), None if math.isnan(number) else number)
 
 
 def _read_table(name: str, entries: Column) -> Table:
@@ -198,17 +205,17 @@ def _read_argument(cell: str, step: str) -> str:
 def _read_outputs(columns: Mapping[str, Column]) -> tuple[Output, ...]:
     """Rows of one name, one below the other, are one output and its alternatives."""
     outputs: list[Output] = []
-    for name, units, dtype, fill, default in _rows(columns, LAYOUT["outputs"]):
+    for name, units, dtype, fill, default, of in _rows(columns, LAYOUT["outputs"]):
         offer = (str(dtype), _read_fill(float(str(fill)), str(name)))
-        row = Output(str(name), str(units), *offer, _truth(default, f"outputs.{name}"))
+        truth = _truth(default, f"outputs.{name}")
+        row = Output(str(name), str(units), *offer, truth, variance_of=str(of) or None)
         last = outputs[-1] if outputs else None
         if last is None or last.name != row.name:
             outputs.append(row)
-        elif (last.units, last.default) == (row.units, row.default):
-            alternatives = (*last.alternatives, offer)
-            outputs[-1] = Output(last.name, last.units, last.dtype, last.fill, last.default, alternatives)
+        elif (last.units, last.default, last.variance_of) == (row.units, row.default, row.variance_of):
+            outputs[-1] = replace(last, alternatives=(*last.alternatives, offer))
         else:
-            raise FormulaError("rows of one output differ in units or default", where=f"outputs.{name}")
+            raise FormulaError("rows of one output differ in more than dtype and fill", where=f"outputs.{name}")
     return tuple(outputs)
 
 

@@ -48,6 +48,15 @@ class _Section:
         assert isinstance(value, int)
         return value
 
+    def number(self, key: str) -> float | None:
+        """A real, or an integer meant as one; None where there is none."""
+        if key not in self.content:
+            return None
+        return float(str(self.take(key, int if type(self.content[key]) is int else float)))
+
+    def optional_text(self, key: str) -> str | None:
+        return self.text(key) if key in self.content else None
+
     def truth(self, key: str, default: bool) -> bool:
         return bool(self.take(key, bool, default))
 
@@ -148,8 +157,8 @@ def _declarations(sections: Mapping[str, _Section]) -> _Declarations:
         version,
         title,
         compute,
-        tuple(Input(n, *_item(inputs.section(n))) for n in list(inputs.content)),
-        tuple(Constant(n, *_item(constants.section(n))) for n in list(constants.content)),
+        tuple(_input(n, inputs.section(n)) for n in list(inputs.content)),
+        tuple(_constant(n, constants.section(n)) for n in list(constants.content)),
         tuple(Table(n, tables.integers(n)) for n in list(tables.content)),
         (),
         (),
@@ -157,11 +166,20 @@ def _declarations(sections: Mapping[str, _Section]) -> _Declarations:
     )
 
 
-def _item(section: _Section) -> tuple[tuple[str, ...], str, str | None]:
-    dims, units = section.texts("dims"), section.text("units")
-    dtype = section.text("dtype") if "dtype" in section.content else None
+def _input(name: str, section: _Section) -> Input:
+    item = Input(name, *_item(section))
     section.done()
-    return dims, units, dtype
+    return item
+
+
+def _constant(name: str, section: _Section) -> Constant:
+    item = Constant(name, *_item(section), section.number("default"))
+    section.done()
+    return item
+
+
+def _item(section: _Section) -> tuple[tuple[str, ...], str, str | None]:
+    return section.texts("dims"), section.text("units"), section.optional_text("dtype")
 
 
 def _steps(section: _Section, types: dict[str, Type]) -> list[Step]:
@@ -203,10 +221,11 @@ def _output(name: str, section: _Section) -> Output:
     units, dtype = section.text("units"), section.text("dtype")
     default = section.truth("default", False)
     fill = section.integer("fill") if "fill" in section.content else None
+    variance_of = section.optional_text("variance_of")
     others = section.section("alternatives")
     alternatives = tuple((other, _fill(other, others)) for other in list(others.content))
     section.done()
-    return Output(name, units, dtype, fill, default, alternatives)
+    return Output(name, units, dtype, fill, default, alternatives, variance_of)
 
 
 def _fill(dtype: str, section: _Section) -> int | None:
@@ -252,6 +271,8 @@ def write_document(formula: Formula) -> str:
         for item in items:
             lines += ["", f"[{part}.{item.name}]", f"dims  = {_list(item.dims)}", f"units = {_quoted(item.units)}"]
             lines += [f"dtype = {_quoted(item.dtype)}"] if item.dtype else []
+            default = item.default if isinstance(item, Constant) else None
+            lines += [f"default = {default!r}"] if default is not None else []
     if formula.tables:
         lines += ["", "[tables]", *(f"{t.name} = {list(t.entries)}" for t in formula.tables)]
     lines += ["", "[steps]", *_step_lines(formula)]
@@ -293,6 +314,7 @@ def _output_line(output: Output) -> str:
         others = (f"{dtype} = {'nan' if fill is None else fill}" for dtype, fill in output.alternatives)
         parts.append(f"alternatives = {{ {', '.join(others)} }}")
     parts += ["default = true"] if output.default else []
+    parts += [f"variance_of = {_quoted(output.variance_of)}"] if output.variance_of else []
     return f"{output.name} = {{ {', '.join(parts)} }}"
 
 

@@ -30,12 +30,16 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A calibration map: named axes first (``stage``, ``cell``), then pixel dims."""
+    """A calibration map: named axes first (``stage``, ``cell``), then pixel dims.
+
+    ``default`` stands in every place where a file does not bring the constant.
+    """
 
     name: str
     dims: tuple[str, ...]
     units: str
     dtype: str | None = None
+    default: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Output:
 
     ``fill`` stands where a flag voids the value, None meaning NaN (which would not equal itself).
     ``alternatives`` are further (dtype, fill) pairs a caller may ask for instead.
+    ``variance_of`` names the output whose variance this is.
     """
 
     name: str
@@ -72,6 +77,7 @@ class Output:
     fill: int | None = None
     default: bool = False
     alternatives: tuple[tuple[str, int | None], ...] = ()
+    variance_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +179,10 @@ class Formula:
     def with_compute(self, compute: str) -> Formula:
         """The same formula evaluated in ``float32`` or ``float64``."""
         return replace(self, compute=compute)
+
+    def variance(self, name: str) -> Output | None:
+        """The output that is the variance of another one, if the formula declares it."""
+        return next((o for o in self.outputs if o.variance_of == name), None)
 
     def output(self, name: str | None = None) -> Output:
         """Look up an output by name, or the default one.

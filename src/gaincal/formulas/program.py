@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gaincal.errors import RequestError
-from gaincal.formulas.checks import INTEGER_OUTPUTS, literal_value
+from gaincal.formulas.checks import FRAME, INTEGER_OUTPUTS, literal_value
 from gaincal.formulas.formula import Constant, Flag, Formula, Input, Step, Table
 from gaincal.formulas.operations import NO_STAGE, Type
 
@@ -44,6 +44,10 @@ class Program:
         Bit and flag, for every flag that can be tested.
     voiding : bool
         Whether flags void the value; raw words and stages are delivered as they are.
+    partial : frozenset of str
+        Inputs and constants that vary along leading pixel dims only, such as a memory cell per
+        module.  Evaluators take the pixels in runs along which these are the same, as if they
+        had no pixel dims; so `types` have none for them.
     """
 
     compute: str
@@ -59,6 +63,12 @@ class Program:
     limits: tuple[int, int] | None
     flags: tuple[tuple[int, Flag], ...]
     voiding: bool
+    partial: frozenset[str] = frozenset()
+
+    @property
+    def labelled(self) -> frozenset[str]:
+        """Constants with named axes."""
+        return frozenset(name for name, _ in self.labels)
 
     @property
     def given(self) -> tuple[Input | Constant, ...]:
@@ -84,6 +94,7 @@ def program_for_output(
     name: str | None = None,
     dtype: str | None = None,
     flagged: float | None = None,
+    defaulted: frozenset[str] = frozenset(),
 ) -> Program:
     """Program of a declared output.
 
@@ -100,6 +111,8 @@ def program_for_output(
         One that the output declares; its first if None.
     flagged : float, optional
         Replaces the declared fill.
+    defaulted : frozenset of str
+        Constants that the file lacks, whose declared default stands in every place.
 
     Raises
     ------
@@ -118,7 +131,7 @@ def program_for_output(
     limits = _limits(chosen, fill)
     flags = testable_flags(formula, given)
     value = _checked_fill(flagged, chosen, output.name) if flagged is not None else fill
-    return _program(formula, labels, output.name, chosen, value, limits, flags, True)
+    return _program(formula, labels, output.name, chosen, value, limits, flags, True, defaulted)
 
 
 def program_for_step(formula: Formula, labels: Mapping[str, Labels], name: str, dtype: str) -> Program:
@@ -167,27 +180,100 @@ def _program(
     limits: tuple[int, int] | None,
     flags: list[tuple[int, Flag]],
     voiding: bool,
+    defaulted: frozenset[str] = frozenset(),
 ) -> Program:
     checked = formula.checked
     used = frozenset({value}).union(*(checked.needs.get(n, frozenset({n})) for n in (value, *_whens(flags))))
-    steps = tuple(s for s in formula.steps if s.name in used)
+    steps, replaced = _without_defaulted([s for s in formula.steps if s.name in used], defaulted)
     tables = {a for s in steps for a in s.arguments if literal_value(a) is None}
     constants = tuple(c for c in formula.constants if c.name in used)
+    inputs = tuple(i for i in formula.inputs if i.name in used)
+    kinds = {name: kind for name, kind in checked.types.items() if name in used and name not in replaced}
     return Program(
         formula.compute,
-        tuple(i for i in formula.inputs if i.name in used),
+        inputs,
         constants,
         tuple(t for t in formula.tables if t.name in tables),
         steps,
-        tuple((name, checked.types[name]) for name in checked.types if name in used),
-        tuple((c.name, labels[c.name]) for c in constants if checked.types[c.name].axes),
-        value,
+        tuple((name, _within_run(kind, name in defaulted, checked.pixel_dims)) for name, kind in kinds.items()),
+        tuple((c.name, labels[c.name]) for c in constants if checked.types[c.name].axes and c.name not in defaulted),
+        replaced.get(value, value),
         dtype,
         fill,
         limits,
         tuple(flags),
         voiding,
+        _partial((*inputs, *constants), checked.pixel_dims) - defaulted,
     )
+
+
+def fix_axes(program: Program, names: frozenset[str]) -> tuple[Program, dict[str, dict[int, str]]]:
+    """The same program for frames that have one label, with constants that lack the axis of that label.
+
+    Parameters
+    ----------
+    program : Program
+    names : frozenset of str
+        Constants whose axes are taken away where an input per frame chooses along them.
+
+    Returns
+    -------
+    program : Program
+    fixed : dict of str to dict of int to str
+        For each of these constants: the input that chooses, by the number of the axis.
+    """
+    per_frame = {i.name for i in program.inputs if dict(program.types)[i.name].dims <= {FRAME}}
+    fixed = {c.name: dict[int, str]() for c in program.constants if c.name in names}
+    seen: set[str] = set()
+    for step in program.steps:
+        name = step.arguments[0]
+        if step.operation == "select" and name in fixed:
+            own = {k: a for k, a in enumerate(step.arguments[1:]) if a in per_frame}
+            fixed[name] = {k: a for k, a in own.items() if fixed[name].get(k) == a or name not in seen}
+            seen.add(name)
+    steps, types, replaced = [], dict(program.types), dict[str, str]()
+    for step in program.steps:
+        arguments = tuple(replaced.get(a, a) for a in step.arguments)
+        if step.operation == "select" and step.arguments[0] in fixed:
+            name = step.arguments[0]
+            arguments = (name, *(a for k, a in enumerate(arguments[1:]) if k not in fixed[name]))
+            if len(arguments) == 1:
+                replaced[step.name] = name
+                continue
+        steps.append(replace(step, arguments=arguments))
+    labels = []
+    for name, axes in program.labels:
+        left = tuple(axis for k, axis in enumerate(axes) if k not in fixed.get(name, {}))
+        axis_names = tuple(a for k, a in enumerate(types[name].axes) if k not in fixed.get(name, {}))
+        types[name] = replace(types[name], axes=axis_names)
+        labels += [(name, left)] if left else []
+    kept = tuple((n, k) for n, k in types.items() if n not in replaced)
+    value = replaced.get(program.value, program.value)
+    return replace(program, steps=tuple(steps), types=kept, labels=tuple(labels), value=value), fixed
+
+
+def _partial(items: tuple[Input | Constant, ...], pixel_dims: tuple[str, ...]) -> frozenset[str]:
+    """Inputs and constants that vary along some leading pixel dims but not along all."""
+    return frozenset(i.name for i in items if 0 < len(set(i.dims) & set(pixel_dims)) < len(pixel_dims))
+
+
+def _without_defaulted(steps: list[Step], defaulted: frozenset[str]) -> tuple[tuple[Step, ...], dict[str, str]]:
+    """The steps without the selections of a constant that is one number, which then stands for them."""
+    replaced: dict[str, str] = {}
+    kept = []
+    for step in steps:
+        if step.operation == "select" and step.arguments[0] in defaulted:
+            replaced[step.name] = step.arguments[0]
+        else:
+            kept.append(replace(step, arguments=tuple(replaced.get(a, a) for a in step.arguments)))
+    return tuple(kept), replaced
+
+
+def _within_run(kind: Type, defaulted: bool, pixel_dims: tuple[str, ...]) -> Type:
+    """The type of a value for pixels that differ at least in the last dim."""
+    if defaulted:
+        return replace(kind, dims=frozenset(), axes=())
+    return kind if pixel_dims[-1] in kind.dims else replace(kind, dims=kind.dims - set(pixel_dims))
 
 
 def _whens(flags: list[tuple[int, Flag]]) -> list[str]:

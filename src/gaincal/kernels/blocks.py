@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
+from gaincal.kernels.runs import split_runs
 
 Array = npt.NDArray[Any]
 MIN_WORDS_PER_TASK = 1 << 18
@@ -47,17 +48,26 @@ def evaluate(
     threads : int
         Most threads to use.
     """
-    given = [np.ascontiguousarray(arrays[item.name]) for item in program.given]
-    _check_shapes(program, given, value, flags)
-    kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None)
-    results = [value] if flags is None else [value, flags]
-    addresses = np.array([a.ctypes.data for a in (*given, *results)], np.int64)
     frames, pixels = value.shape
-    tasks = _split(frames, pixels, threads)
-    if len(tasks) == 1:
-        kernel(addresses.ctypes.data, frames, pixels, 0, pixels)
+    whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in arrays.items()}
+    results = [value] if flags is None else [value, flags]
+    kept, tasks = [], []
+    for first, last, own in split_runs(program, whole, pixels):
+        given = [np.ascontiguousarray(own[item.name]) for item in program.given]
+        _check_shapes(program, given, value, flags)
+        kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None)
+        addresses = np.array([a.ctypes.data for a in (*given, *results)], np.int64)
+        kept.append((given, addresses))  # the kernel knows only where they lie
+        tasks += [(addresses.ctypes.data, frames, pixels, *t) for t in _split(frames, first, last, threads)]
+    _run(kernel, tasks, threads)
+
+
+def _run(kernel: Any, tasks: list[tuple[int, int, int, int, int]], threads: int) -> None:
+    if len(tasks) == 1 or threads == 1:
+        for task in tasks:
+            kernel(*task)
         return
-    jobs = [_pool(os.getpid(), threads).submit(kernel, addresses.ctypes.data, frames, pixels, *t) for t in tasks]
+    jobs = [_pool(os.getpid(), threads).submit(kernel, *task) for task in tasks]
     try:
         wait(jobs)
     finally:
@@ -74,7 +84,7 @@ def _check_shapes(program: Program, given: list[Array], value: Array, flags: npt
         dims = types[item.name].dims
         wanted = [len(axis) for axis in labels.get(item.name, ())]
         wanted += [frames] if FRAME in dims or not (dims or wanted) else []
-        wanted += [pixels] if dims - {FRAME} else [1] if item.name in labels else []
+        wanted += [pixels] if dims - {FRAME} else [1] if item.name in program.labelled else []
         stored = np.dtype(item.dtype or program.compute)
         if array.shape != tuple(wanted) or array.dtype != stored:
             raise ValueError(f"{item.name} is {array.dtype}{array.shape}, not {stored}{tuple(wanted)}")
@@ -92,14 +102,15 @@ def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool) -> Any:
     return compile_program(program, Layout(tuple(zip(names, dtypes, strict=True)), flags))
 
 
-def _split(frames: int, pixels: int, threads: int) -> list[tuple[int, int]]:
+def _split(frames: int, first: int, last: int, threads: int) -> list[tuple[int, int]]:
     """Ranges of pixels: each task keeps its own constants in its cache, for all frames."""
+    pixels = last - first
     worthwhile = max(1, frames * pixels // MIN_WORDS_PER_TASK)
     count = min(worthwhile, -(-pixels // PIXELS_PER_TASK)) if threads > 1 else 1
     if count <= 1:
-        return [(0, pixels)]
+        return [(first, last)]
     step = -(-pixels // count // PIXELS_PER_TASK) * PIXELS_PER_TASK
-    return [(first, min(first + step, pixels)) for first in range(0, pixels, step)]
+    return [(start, min(start + step, last)) for start in range(first, last, step)]
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from gaincal.formulas.checks import FRAME, literal_value
 from gaincal.formulas.operations import NO_STAGE, Type
 from gaincal.formulas.program import CLIPPED_BIT, NO_VALUE_BIT, Program
 from gaincal.kernels import transcendental as t
+from gaincal.kernels.runs import split_runs
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -25,7 +26,8 @@ def evaluate(program: Program, arrays: Arrays) -> tuple[Array, npt.NDArray[np.ui
     program : Program
     arrays : mapping of str to ndarray
         Inputs and constants by name: words (frame, pixel), per-frame inputs (frame,), per-pixel
-        inputs and constants (pixel,), constants with named axes (axis, ..., pixel).
+        inputs and constants (pixel,), constants with named axes (axis, ..., pixel); those of
+        `Program.partial` have a run of pixels in place of the pixel.
 
     Returns
     -------
@@ -35,7 +37,23 @@ def evaluate(program: Program, arrays: Arrays) -> tuple[Array, npt.NDArray[np.ui
         length 1 along a dim on which nothing depends.
     """
     with np.errstate(all="ignore"):
-        return _Evaluation(program, arrays).run()
+        if not program.partial:
+            return _Evaluation(program, arrays).run()
+        parts = [_Evaluation(program, own).run() for own in _runs(program, arrays)]
+    shape = np.broadcast_shapes(*(value.shape for value, _ in parts))
+    return (
+        np.concatenate([np.broadcast_to(value, shape) for value, _ in parts], axis=1),
+        np.concatenate([np.broadcast_to(flags, shape) for _, flags in parts], axis=1),
+    )
+
+
+def _runs(program: Program, arrays: Arrays) -> Iterator[Arrays]:
+    """The arrays of every run, cut down to its pixels."""
+    types = dict(program.types)
+    spread = [n for n, a in arrays.items() if types[n].dims - {FRAME}]
+    pixels = max(arrays[n].shape[-1] for n in spread)
+    for first, last, own in split_runs(program, arrays, pixels):
+        yield {n: a[..., first:last] if n in spread else a for n, a in own.items()}
 
 
 class _Evaluation:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gaincal.calibration import Calibration
 from gaincal.formulas.program import MISSING_BIT, Program
+from gaincal.grouped import GroupedProgram
 from gaincal.kernels import blocks
 from gaincal.kernels.memory import empty_aligned
 from gaincal.nexus.words import Words
@@ -38,6 +39,8 @@ class Evaluation:
         self.calibration, self.words, self.program, self.threads = calibration, words, program, threads
         self.shape = calibration.layout.shape
         self.dtype = np.dtype(program.dtype)
+        needed = calibration.large.keys() & {c.name for c in program.constants}
+        self.grouped = GroupedProgram(calibration, program) if needed else None
 
     def read(
         self, start: tuple[int, ...], count: tuple[int, ...], with_flags: bool = False
@@ -78,10 +81,14 @@ class Evaluation:
                 missing = absent if missing is None else missing | absent
         frames = slice(start[0], start[0] + count[0])
         window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
-        arrays = self.calibration.block(self.program, words, frames, window)
         shape = (count[0], int(np.prod(count[1:])))
         flat = None if flags is None else flags.reshape(shape)
-        if 0 not in shape:
+        if 0 in shape:
+            return
+        if self.grouped is not None:
+            self.grouped.evaluate(words, frames, window, values.reshape(shape), flat, self.threads)
+        else:
+            arrays = self.calibration.block(self.program, words, frames, window)
             blocks.evaluate(self.program, arrays, values.reshape(shape), flat, self.threads)
         if missing is not None:
             values[missing] = np.nan if self.program.fill is None else self.program.fill

@@ -6,7 +6,7 @@ The layout and the checksum are those of section 8 of ``docs/formula-spec.md``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,28 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.calibration import ConstantMap
+from gaincal.constants import SLAB_DIMS, ConstantMap, Slabs
 from gaincal.errors import FileError, FormulaError, TrustError
 from gaincal.formulas.columns import LAYOUT, TABLES, from_columns, to_columns
-from gaincal.formulas.formula import Formula
+from gaincal.formulas.formula import Constant, Formula
 from gaincal.nexus import names
-from gaincal.nexus.fields import MAX_FIELD_BYTES, read_array, read_column, read_text
+from gaincal.nexus.dataset import check_budget
+from gaincal.nexus.fields import MAX_FIELD_INFLATION, MIN_CHECKED_FIELD, read_array, read_column, read_text
+from gaincal.nexus.slabs import (
+    StoredSlabs,
+    array_digest,
+    array_header,
+    checksums_shape,
+    little_endian,
+    slab,
+    slab_places,
+)
 from gaincal.nexus.trust import Place, Resolver
 
 Array = npt.NDArray[Any]
 MAX_CONSTANT_BYTES = 16 << 30
+MAX_LOADED_BYTES = 512 << 20
+"""A constant beyond this is read where it is needed."""
 MAX_FIELDS = 2048
 TABLE_CHUNK = 65_536
 PATH_COLUMN = "path"
@@ -74,34 +86,21 @@ class StoredCalibration:
 # --- checksum ------------------------------------------------------------------------------
 
 
-def type_name(dtype: np.dtype[Any]) -> str:
-    """Name of an element type in the checksum."""
-    return "b1" if dtype == np.dtype(bool) else f"{dtype.kind}{dtype.itemsize}"
-
-
-def array_header(values: Array) -> bytes:
-    """Type and shape of an array, as the checksum takes them."""
-    return f"{type_name(values.dtype)}|{','.join(str(n) for n in values.shape)}|".encode()
-
-
-def array_checksum(values: Array) -> str:
+def array_checksum(values: Array | Slabs) -> str:
     """Checksum of one array: type, shape and little-endian values."""
-    digest = hashlib.sha256(array_header(values))
-    digest.update(_little_endian(values))
+    digest = hashlib.sha256(array_header(values.dtype, values.shape))
+    for place in slab_places(values.shape):
+        digest.update(little_endian(slab(values, place)))
     return f"sha256:{digest.hexdigest()}"
 
 
-def _little_endian(values: Array) -> bytes | memoryview:
-    dtype = values.dtype if values.dtype.kind in "Sb" else values.dtype.newbyteorder("<")
-    return np.ascontiguousarray(values, dtype).tobytes()
-
-
 def fields_checksum(fields: Mapping[str, Array]) -> str:
-    """Checksum over all fields of a calibration group, by path."""
+    """Checksum over the fields of a calibration group, by path; for the values of constants stand their slabs'."""
     digest = hashlib.sha256()
     for path in sorted(fields, key=str.encode):
-        digest.update(path.encode() + b"|" + array_header(fields[path]))
-        digest.update(_little_endian(fields[path]))
+        values = fields[path]
+        digest.update(path.encode() + b"|" + array_header(values.dtype, values.shape))
+        digest.update(little_endian(values))
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -150,19 +149,21 @@ def write_calibration(
         "date": _text(written.date),
     }
     fields |= _formula_fields(formula, paths)
-    units = {c.name: c.units for c in formula.constants} | {n: u for n, (_, u) in inputs.items()}
+    units = {n: u for n, (_, u) in inputs.items()}
     fields |= {f"{names.GIVEN}/{n}": values for n, (values, _) in inputs.items()}
     fields[f"{names.INTEGRITY}/algorithm"] = _text("sha256")
     fields[f"{names.INTEGRITY}/description"] = _text("over all fields of this calibration")
-    for constant in formula.constants:
+    kept = [c for c in formula.constants if c.name in constants]
+    _create_groups(group, formula, kept)
+    for constant in kept:
         bound = constants[constant.name]
         axes = [d for d in constant.dims if d not in formula.checked.pixel_dims]
-        stored = bound.values.astype(bound.values.dtype.newbyteorder("="))
-        fields[f"{constant.name}/{constant.name}"] = stored
         for axis, labels in zip(axes, bound.labels, strict=True):
             fields[f"{constant.name}/{axis}"] = np.array(labels, np.int32)
-        fields |= _note_fields(f"{constant.name}{names.SOURCE_SUFFIX}", provenance[constant.name], stored)
-    _create_groups(group, formula)
+        path = f"{constant.name}/{constant.name}"
+        fields[f"{constant.name}/{names.SLAB_CHECKSUMS}"] = _write_slabs(group, path, bound.values, constant.units)
+        note = f"{constant.name}{names.SOURCE_SUFFIX}"
+        fields |= _note_fields(note, provenance[constant.name], array_checksum(bound.values))
     for path, values in fields.items():
         _create_field(group, path, values, units.get(path.rsplit("/", 1)[-1]))
     checksum = fields_checksum(fields)
@@ -202,26 +203,45 @@ def _formula_fields(formula: Formula, paths: Mapping[str, str]) -> dict[str, Arr
     return fields
 
 
-def _note_fields(name: str, provenance: Provenance, values: Array) -> dict[str, Array]:
+def _note_fields(name: str, provenance: Provenance, checksum: str) -> dict[str, Array]:
     return {
         f"{name}/file_name": _text(provenance.file_name),
         f"{name}/description": _text(provenance.description),
         f"{name}/date": _text(provenance.date),
-        f"{name}/checksum": _text(array_checksum(values)),
+        f"{name}/checksum": _text(checksum),
         f"{name}/algorithm": _text("sha256"),
     }
 
 
-def _create_groups(group: h5py.Group, formula: Formula) -> None:
+def _create_groups(group: h5py.Group, formula: Formula, constants: Iterable[Constant]) -> None:
     for part in (*LAYOUT, TABLES, names.GIVEN):
         new_group(group, part, names.PARAMETERS)
     new_group(group, names.INTEGRITY, names.NOTE)
-    for constant in formula.constants:
+    for constant in constants:
         data = new_group(group, constant.name, names.DATA)
         data.attrs[names.SIGNAL_ATTRIBUTE] = constant.name
         pixel_dims = formula.checked.pixel_dims
         data.attrs[names.AXES_ATTRIBUTE] = ["." if d in pixel_dims else d for d in constant.dims]
         new_group(group, f"{constant.name}{names.SOURCE_SUFFIX}", names.NOTE)
+
+
+def _write_slabs(group: h5py.Group, path: str, values: Array | Slabs, units: str) -> Array:
+    """Write a constant slab by slab; returns the checksums."""
+    kind = values.dtype.newbyteorder("=")
+    if values.ndim == 0 if isinstance(values, np.ndarray) else not values.shape:
+        dataset = group.create_dataset(path, data=slab(values, ()))
+    else:
+        chunks = (*(1,) * (len(values.shape) - SLAB_DIMS), *values.shape[-SLAB_DIMS:])
+        stored: dict[str, Any] = {"chunks": chunks, "fletcher32": True} if 0 not in values.shape else {}
+        dataset = group.create_dataset(path, values.shape, kind, **stored)
+    dataset.attrs[names.UNIT_ATTRIBUTE] = units
+    checksums = np.zeros(checksums_shape(values.shape), np.uint8)
+    for place in slab_places(values.shape):
+        part = slab(values, place).astype(kind, copy=False)
+        if values.shape:
+            dataset[place] = part
+        checksums[place] = np.frombuffer(array_digest(part), np.uint8)
+    return checksums
 
 
 def _create_field(group: h5py.Group, path: str, values: Array, units: str | None) -> None:
@@ -253,23 +273,25 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
     if names.CHECKSUM not in found:
         raise place.error("has no checksum: it is not a calibration of gaincal, or incomplete", code="no-checksum")
     checksum = read_text(found.pop(names.CHECKSUM))
-    fields = {path: _read_field(path, field) for path, field in found.items()}
+    columns = {g: _group_columns(found, g) for g in (*LAYOUT, TABLES)}
+    held = {f"{name}/{name}": name for name in columns["constants"].get("name", [])}
+    fields = {path: read_array(field) for path, field in found.items() if path not in held}
     if fields_checksum(fields) != checksum:
         problem = "its checksum differs: a constant or the formula was changed after it was written"
         raise place.error(problem, "embed it again", code="checksum-differs")
-    columns = {g: _group_columns(found, g) for g in (*LAYOUT, TABLES)}
     paths = columns["inputs"].pop(PATH_COLUMN, None)
     try:
         formula = from_columns(columns)
     except FormulaError as error:
         raise place.error(f"formula: {error}", code="formula") from error
-    constants = {c.name: _constant(place, fields, formula, c.name) for c in formula.constants}
+    kept = [c for c in formula.constants if c.default is None or f"{c.name}/{c.name}" in found]
+    constants = {c.name: _constant(place, found, fields, formula, c) for c in kept}
     inputs = {i.name: fields[path] for i in formula.inputs if (path := f"{names.GIVEN}/{i.name}") in fields}
     if paths is None or len(paths) != len(formula.inputs) or not all(isinstance(p, str) for p in paths):
         where = f"{place.path}/inputs/{PATH_COLUMN}"
         raise FileError(place.file, where, "must be a text for every input", "embed it again", code="formula")
     listed = dict(zip((i.name for i in formula.inputs), paths, strict=True))
-    sources = {c.name: _source_line(fields, c.name) for c in formula.constants}
+    sources = {c.name: _source_line(fields, c.name) for c in kept}
     return StoredCalibration(place, formula, listed, constants, inputs, sources, checksum)
 
 
@@ -291,21 +313,18 @@ def _walk(resolver: Resolver, place: Place) -> Iterator[tuple[str, Place]]:
             yield f"{name}/{inner}", field
 
 
-def _read_field(path: str, field: Place) -> Array:
-    group, _, name = path.partition("/")
-    return read_array(field, MAX_CONSTANT_BYTES if group == name else MAX_FIELD_BYTES)
-
-
 def _group_columns(found: Mapping[str, Place], group: str) -> dict[str, Any]:
     prefix = f"{group}/"
     return {p.removeprefix(prefix): read_column(f) for p, f in found.items() if p.startswith(prefix)}
 
 
-def _constant(place: Place, fields: Mapping[str, Array], formula: Formula, name: str) -> ConstantMap:
-    declared = next(c for c in formula.constants if c.name == name)
+def _constant(
+    place: Place, found: Mapping[str, Place], fields: Mapping[str, Array], formula: Formula, declared: Constant
+) -> ConstantMap:
+    name = declared.name
     axes = [d for d in declared.dims if d not in formula.checked.pixel_dims]
-    for wanted in (f"{name}/{name}", *(f"{name}/{axis}" for axis in axes)):
-        if wanted not in fields:
+    for wanted in (f"{name}/{n}" for n in (name, names.SLAB_CHECKSUMS, *axes)):
+        if wanted not in found:
             where = f"{place.path}/{wanted}"
             raise FileError(place.file, where, "is missing", "embed the calibration again", code="not-found")
     labels = []
@@ -316,7 +335,13 @@ def _constant(place: Place, fields: Mapping[str, Array], formula: Formula, name:
                 place.file, f"{place.path}/{name}/{axis}", "labels must be a list of integers", code="odd-type"
             )
         labels.append(tuple(int(v) for v in values))
-    return ConstantMap(fields[f"{name}/{name}"], tuple(labels))
+    field = found[f"{name}/{name}"]
+    if field.dataset.is_virtual:
+        raise TrustError(field.file, field.path, "is a virtual dataset, which is not allowed here", code="odd-layout")
+    check_budget(field, MAX_CONSTANT_BYTES, MIN_CHECKED_FIELD, MAX_FIELD_INFLATION)
+    slabs = StoredSlabs(field, fields[f"{name}/{names.SLAB_CHECKSUMS}"])
+    size = int(np.prod(slabs.shape, dtype=object)) * slabs.dtype.itemsize
+    return ConstantMap(slabs.whole() if size <= MAX_LOADED_BYTES else slabs, tuple(labels))
 
 
 def _source_line(fields: Mapping[str, Array], name: str) -> str:

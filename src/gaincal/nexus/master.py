@@ -15,7 +15,8 @@ import h5py
 import numpy.typing as npt
 
 from gaincal._version import __version__
-from gaincal.calibration import Calibration, ConstantMap
+from gaincal.calibration import Calibration
+from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
 from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile

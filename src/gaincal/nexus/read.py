@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gaincal.calibration import Calibration, RawLayout, bind
 from gaincal.errors import BindError, FileError, RequestError
-from gaincal.formulas.checks import FRAME
+from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Formula, Input
 from gaincal.nexus import names
 from gaincal.nexus.dataset import element_type
@@ -168,7 +168,7 @@ def _bound(resolver: Resolver, located: Located, stored: StoredCalibration, give
         place = _input_place(resolver, stored, item)
         if place is None:
             continue
-        if _is_words(item):
+        if is_words(item, formula.checked.pixel_dims):
             words[item.name] = Words(resolver, place)
         elif item.name not in inputs:
             inputs[item.name] = read_array(place)
@@ -185,10 +185,6 @@ def _input_place(resolver: Resolver, stored: StoredCalibration, item: Input) -> 
     if not path:
         return None
     return resolver.get(path) if path.startswith("/") else resolver.walk(stored.place, path)
-
-
-def _is_words(item: Input) -> bool:
-    return item.dims[:1] == (FRAME,) and len(item.dims) > 1
 
 
 def _replaced(formula: Formula, given: Mapping[str, float]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.calibration import ConstantMap
+from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
 from gaincal.formulas.formula import Constant
 from gaincal.formulas.units import Unit

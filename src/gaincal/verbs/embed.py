@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.calibration import Calibration, ConstantMap, RawLayout, bind
+from gaincal.calibration import Calibration, RawLayout, bind
+from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.checks import FRAME

@@ -167,16 +167,18 @@ def _input_value(master: Master, name: str) -> Any:
 
 
 def _describe_constant(master: Master, name: str) -> dict[str, Any]:
-    values = master.calibration.arrays[name]
-    declared = next(c for c in master.calibration.formula.constants if c.name == name)
+    calibration = master.calibration
+    values = calibration.arrays.get(name)
+    declared = next(c for c in calibration.formula.constants if c.name == name)
+    real = declared.dtype is None
     return {
         "name": name,
         "units": declared.units,
         "dims": list(declared.dims),
-        "shape": list(values.shape),
-        "labels": [list(axis) for axis in master.calibration.labels.get(name, ())],
-        "not_finite": int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0,
-        "source": master.stored.sources[name],
+        "shape": list(calibration.large[name].values.shape if values is None else values.shape),
+        "labels": [list(axis) for axis in calibration.labels.get(name, ())],
+        "not_finite": int(np.count_nonzero(~np.isfinite(values))) if real and values is not None else None,
+        "source": f"default {declared.default:g}" if name in calibration.defaulted else master.stored.sources[name],
     }
 
 
@@ -256,10 +258,9 @@ def _formula_findings(master: Master) -> list[Finding]:
     for name in sorted({f.name for f in calibration.formula.flags} - set(calibration.tested_flags())):
         findings.append(Finding("flag-not-tested", NOTE, place, f"flag {name} is not tested: its inputs are not there"))
     for constant in calibration.formula.constants:
-        values = calibration.arrays[constant.name]
-        bad = int(np.count_nonzero(~np.isfinite(values))) if values.dtype.kind == "f" else 0
+        bad = _describe_constant(master, constant.name)["not_finite"]
         if bad:
-            problem = f"{bad} of {values.size} values are not finite; such pixels are flagged"
+            problem = f"{bad} values are not finite; such pixels are flagged"
             findings.append(Finding("constant-not-finite", NOTE, f"{place}/{constant.name}", problem))
     return findings
 

@@ -1,0 +1,127 @@
+"""Constants as they come from files: whole in memory, or read slab by slab where they are larger."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.formulas.program import Labels
+from gaincal.kernels.memory import aligned, empty_aligned
+
+Array = npt.NDArray[Any]
+SLAB_DIMS = 2
+CACHE_BYTES = 512 << 20
+
+
+class Slabs(Protocol):
+    """A constant that is read slab by slab: what its last two dims hold."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Along the dims that the formula declares."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values as they are stored."""
+
+    def slab(self, place: tuple[int, ...]) -> Array:
+        """The values at some indices of all dims but the last two."""
+
+
+@dataclass(frozen=True)
+class ConstantMap:
+    """A constant as it comes from a file.
+
+    Parameters
+    ----------
+    values : ndarray (axis, ..., *pixels) or Slabs
+        Along the dims that the formula declares.
+    labels : tuple of tuple of int
+        Labels along each named axis.
+    """
+
+    values: Array | Slabs
+    labels: Labels
+
+
+class LargeConstant:
+    """A real constant of which only what is needed is in memory.
+
+    Parameters
+    ----------
+    values : Slabs
+    labels : tuple of tuple of int
+        Along each named axis.
+    compute : str
+        The type in which it is computed.
+    """
+
+    def __init__(self, values: Slabs, labels: Labels, compute: str) -> None:
+        self.values, self.labels, self.compute = values, labels, np.dtype(compute)
+        self._places = tuple({label: k for k, label in enumerate(axis)} for axis in labels)
+
+    def part(self, fixed: Mapping[int, int], leading: tuple[int, ...], window: tuple[slice, ...]) -> Array:
+        """The values at one label along some axes, for a run of pixels.
+
+        Parameters
+        ----------
+        fixed : mapping of int to int
+            Label by number of the axis; NaN everywhere for one that does not exist.
+        leading : tuple of int
+            Indices along all pixel dims but the last two.
+        window : tuple of slice
+            Along the last two.
+
+        Returns
+        -------
+        ndarray (other axes ..., pixel)
+        """
+        lengths = tuple(len(axis) for k, axis in enumerate(self.labels) if k not in fixed)
+        rows, columns = (len(range(*s.indices(n))) for s, n in zip(window, self.values.shape[-SLAB_DIMS:], strict=True))
+        found = empty_aligned((*lengths, rows * columns), self.compute)
+        chosen = [
+            [self._places[k].get(fixed[k])] if k in fixed else list(range(len(axis)))
+            for k, axis in enumerate(self.labels)
+        ]
+        planes = found.reshape(-1, rows, columns)
+        for plane, place in zip(planes, product(*chosen), strict=True):
+            if None in place:
+                plane[...] = np.nan
+            else:
+                plane[...] = _CACHE.slab(self, (*(p for p in place if p is not None), *leading))[window]
+        return found
+
+
+class _SlabCache:
+    """The slabs that were used last, of all constants of the process."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self._slabs: OrderedDict[tuple[int, tuple[int, ...]], tuple[LargeConstant, Array]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def slab(self, constant: LargeConstant, place: tuple[int, ...]) -> Array:
+        key = (id(constant), place)
+        with self._lock:
+            if key in self._slabs:
+                self._slabs.move_to_end(key)
+                return self._slabs[key][1]
+        with np.errstate(over="ignore"):
+            values = aligned(constant.values.slab(place), constant.compute)
+        with self._lock:
+            if key not in self._slabs:
+                self._slabs[key] = (constant, values)  # with its owner, whose id is the key
+                self.held += values.nbytes
+            while self.held > self.most and len(self._slabs) > 1:
+                self.held -= self._slabs.popitem(last=False)[1][1].nbytes
+        return values
+
+
+_CACHE = _SlabCache(CACHE_BYTES)

@@ -1,0 +1,100 @@
+"""Constants slab by slab: a slab is what the last two dims hold, and has a checksum of its own.
+
+So a constant larger than memory is written, and read where it is needed, without losing the check.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.constants import SLAB_DIMS, Slabs
+from gaincal.nexus.dataset import PlainDataset
+from gaincal.nexus.trust import Place
+
+Array = npt.NDArray[Any]
+DIGEST_BYTES = 32
+
+
+def type_name(dtype: np.dtype[Any]) -> str:
+    """Name of an element type in a checksum."""
+    return "b1" if dtype == np.dtype(bool) else f"{dtype.kind}{dtype.itemsize}"
+
+
+def array_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Type and shape of an array, as a checksum takes them."""
+    return f"{type_name(dtype)}|{','.join(str(n) for n in shape)}|".encode()
+
+
+def little_endian(values: Array) -> bytes:
+    """Values of an array, as a checksum takes them."""
+    dtype = values.dtype if values.dtype.kind in "Sb" else values.dtype.newbyteorder("<")
+    return np.ascontiguousarray(values, dtype).tobytes()
+
+
+def array_digest(values: Array) -> bytes:
+    """SHA-256 of type, shape and values of an array."""
+    return hashlib.sha256(array_header(values.dtype, values.shape) + little_endian(values)).digest()
+
+
+def slab_places(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Where the slabs of an array of some shape lie."""
+    yield from np.ndindex(shape[:-SLAB_DIMS])
+
+
+def checksums_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the checksums of a constant's slabs."""
+    return (*shape[:-SLAB_DIMS], DIGEST_BYTES)
+
+
+def slab(values: Array | Slabs, place: tuple[int, ...]) -> Array:
+    """One slab of an array, or of what is read slab by slab."""
+    return np.asarray(values[place]) if isinstance(values, np.ndarray) else values.slab(place)
+
+
+class StoredSlabs:
+    """A constant in a file, each slab checked when it is read.
+
+    Parameters
+    ----------
+    place : Place
+        The field.
+    checksums : ndarray of uint8 (..., 32)
+        Of the slabs.
+    """
+
+    def __init__(self, place: Place, checksums: Array) -> None:
+        self.place, self.stored, self.checksums = place, PlainDataset(place), checksums
+        self.shape = tuple(int(n) for n in place.dataset.shape)
+        self.dtype = self.stored.dtype.newbyteorder("=")
+        if checksums.shape != checksums_shape(self.shape) or checksums.dtype != np.uint8:
+            problem = f"has checksums of shape {checksums.shape}, expected {checksums_shape(self.shape)}"
+            raise place.error(problem, "embed the calibration again", code="no-checksum")
+
+    def slab(self, place: tuple[int, ...]) -> Array:
+        """Read one slab; raises FileError if it is damaged or was never written."""
+        inner = self.shape[len(place) :]
+        values, missing = (
+            np.empty((*(1,) * len(place), *inner), self.dtype),
+            np.zeros((*(1,) * len(place), *inner), bool),
+        )
+        if values.size:
+            self.stored.read(((*place, *(0,) * len(inner)), values.shape), values, missing)
+        if missing.any():
+            raise self.place.error(f"was never written at {place}", code="incomplete")
+        found = values.reshape(inner)
+        if array_digest(found) != self.checksums[place].tobytes():
+            problem = "its checksum differs: the constant was changed after it was written"
+            raise self.place.error(problem, "embed it again", code="checksum-differs")
+        return found
+
+    def whole(self) -> Array:
+        """Read everything."""
+        values = np.empty(self.shape, self.dtype)
+        for place in slab_places(self.shape):
+            values[place] = self.slab(place)
+        return values
