@@ -46,13 +46,14 @@ class RawWords:
         Unsigned, in native byte order.
     parts : tuple of Part
         What no part covers is missing.
-    read : callable (first, count) -> ndarray (count, *pixels), optional
-        Reads frames of a format that HDF5 cannot map; then there are no parts.
+    read : callable (first, count) -> (words, missing), optional
+        Reads frames of a format that HDF5 cannot map; then there are no parts. ``words`` is (count, *pixels);
+        ``missing`` is where there are none (bool, of the same shape; the words are 0 there), None if nowhere.
     """
 
     dtype: np.dtype[Any]
     parts: tuple[Part, ...] = ()
-    read: Callable[[int, int], Array] | None = None
+    read: Callable[[int, int], tuple[Array, npt.NDArray[np.bool_] | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,8 @@ class RawRun:
     ids: Mapping[str, Array] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def by_frame(values: Array) -> Array:
+    """(frame, module) as (frame,) where the modules of every frame agree."""
+    return values[:, 0] if (values == values[:, :1]).all() else values
