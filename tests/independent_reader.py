@@ -4,8 +4,10 @@ A model for readers in other languages: no parser, only a loop over rows. It is 
 formula, follows no virtual dataset to its sources, and computes all frames to return some."""
 import math
 from hashlib import sha256
+
 import h5py
 import numpy as np
+
 NO_VALUE, CLIPPED, MISSING = (np.uint32(1 << bit) for bit in (29, 30, 31))
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 
@@ -15,8 +17,7 @@ def read(path: str, output: str | None = None, dtype: str | None = None, frames:
         detectors = members(members(members([file], b"NXentry"), b"NXinstrument"), b"NXdetector")
         (group,) = members([next(d["calibration"] for d in detectors if "calibration" in d)], b"NXcalibration")
         check(group)
-        real = np.dtype(group["formula/compute_dtype"][0].decode())
-        known, gone = load(group, real)
+        known, gone = load(group, real := np.dtype(group["formula/compute_dtype"][0].decode()))
         for row in rows(group["steps"]):
             arguments = [row[f"argument_{k}"] for k in (1, 2, 3, 4) if row[f"argument_{k}"]]
             if all(text in known or not text[0].isalpha() for text in arguments):  # else an input is not there
@@ -100,8 +101,7 @@ def select(values: np.ndarray, labels: list, indices: list) -> np.ndarray:
     return np.where(exists, values[(*places, *pixels)], values.dtype.type(-1 if values.dtype == np.int64 else np.nan))
 
 def exponential(x: np.ndarray) -> np.ndarray:
-    inside = np.where((x < 710) & (x > -746), x, 0).astype(np.float64)
-    k = np.rint(inside * 1.4426950408889634)
+    k = np.rint((inside := np.where((x < 710) & (x > -746), x, 0).astype(np.float64)) * 1.4426950408889634)
     r, h = (inside - k * LN2_HIGH) - k * LN2_LOW, np.floor(k * 0.5)
     p = np.polyval([1 / math.factorial(n) for n in range(13, -1, -1)], r)  # p = p * r + 1/n!, again and again
     p = (p * np.ldexp(1.0, h.astype(int))) * np.ldexp(1.0, (k - h).astype(int))

@@ -130,7 +130,7 @@ def test_outputs_and_flags_need_what_they_depend_on() -> None:
     with pytest.raises(RequestError, match="photon_energy"):
         bare.program("photons")
     full = jungfrau(inputs={"photon_energy": np.array(12.4), "pixel_mask": np.zeros((4, 6), np.uint32)})
-    assert full.available_outputs() == ["energy", "photons", "counts"]
+    assert full.available_outputs() == ["energy", "photons", "counts", "energy_variance"]
     assert full.tested_flags() == [f.name for f in get("jungfrau").flags]
 
 
@@ -243,7 +243,7 @@ def test_inputs_that_the_formula_does_not_know_are_refused(name: str) -> None:
 
 
 def test_constants_that_the_formula_does_not_know_are_refused() -> None:
-    refused("^formula 'jungfrau' has no constant 'noise'$", noise=ConstantMap(np.zeros((3, 4, 6)), STAGES))
+    refused("^formula 'jungfrau' has no constant 'dark'$", dark=ConstantMap(np.zeros((3, 4, 6)), STAGES))
 
 
 @pytest.mark.parametrize("shape", [(4,), (1,), (5, 1), (4, 6)])

@@ -140,7 +140,7 @@ def test_embed_prints_json(bench: Bench, gaincal: Command) -> None:
     assert result.code == 0
     assert set(result.json) == {"path", "checksum", "outputs", "notes"}
     assert result.json["path"] == str(bench / "new.nxs")
-    assert result.json["outputs"] == ["energy", "photons", "counts"]
+    assert result.json["outputs"] == ["energy", "photons", "counts", "energy_variance"]
 
 
 def test_embed_in_place(bench: Bench, gaincal: Command) -> None:
@@ -272,7 +272,7 @@ FAILURES: dict[str, tuple[int, str]] = {
     "embed {d}/raw.h5 --formula jungfrau": (2, "-o MASTER"),
     "embed {d}/raw.h5 -o {d}/new.nxs --formula jungfau": (2, "'jungfau'"),
     "embed {d}/raw.h5 -o {d}/new.nxs --formula jungfrau --set nonsense=1": (2, "'nonsense'"),
-    "embed {d}/raw.h5 -o {d}/new.nxs --formula jungfrau --constant noise={d}/gain.npy": (2, "'noise'"),
+    "embed {d}/raw.h5 -o {d}/new.nxs --formula jungfrau --constant dark={d}/gain.npy": (2, "'dark'"),
     "embed {d}/raw.h5 -o {d}/new.nxs --formula {d}/bad.toml": (3, "steps.energy"),
     "formula check {d}/bad.toml": (3, "steps.energy"),
     "info {d}/none.nxs": (4, "none.nxs"),

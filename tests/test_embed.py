@@ -405,8 +405,8 @@ def test_a_constant_that_is_not_given_is_named(raw: Path, master: Path) -> None:
 
 
 def test_a_constant_that_is_unknown_is_named(raw: Path, master: Path) -> None:
-    with pytest.raises(RequestError, match=r"'noise'.*pedestal, gain"):
-        made(raw, master, constants={"pedestal": PEDESTAL, "gain": GAIN, "noise": GAIN})
+    with pytest.raises(RequestError, match=r"'dark'.*pedestal, gain"):
+        made(raw, master, constants={"pedestal": PEDESTAL, "gain": GAIN, "dark": GAIN})
 
 
 @pytest.mark.parametrize("name", ["none.h5", "none.npy", "none.bin"])
@@ -521,7 +521,7 @@ def test_energy_and_wavelength_give_each_other(
     raw: Path, master: Path, settings: dict[str, object], energy: float
 ) -> None:
     done = made(raw, master, settings=settings)
-    assert done.outputs == ["energy", "photons", "counts"]
+    assert done.outputs == ["energy", "photons", "counts", "energy_variance"]
     assert stored_energy(master) == pytest.approx(energy, rel=1e-6)
     with h5py.File(master) as file:
         wavelength = file["/entry/instrument/beam/incident_wavelength"]

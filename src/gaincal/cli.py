@@ -93,7 +93,12 @@ def _plain(content: Any) -> Any:
 @click.argument("raw", metavar="RAW[::/PATH]")
 @click.option("-o", "--output", metavar="MASTER", help="The master file to write.")
 @click.option("--in-place", is_flag=True, help="Put the calibration into the raw file (through a copy).")
-@click.option("--formula", required=True, metavar="NAME|FILE", help="A formula of the catalogue, or a TOML file.")
+@click.option(
+    "--formula", metavar="NAME|FILE", help="A formula of the catalogue, or a TOML file; else what the run says."
+)
+@click.option(
+    "--source", default="auto", metavar="NAME", help="auto, plain, or the facility: euxfel, slsdet, swissfel."
+)
 @click.option("--constant", multiple=True, metavar="NAME=FILE[::/PATH]", help="A constant of the formula. Repeatable.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An input (photon_energy) or metadata.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="An input with a value per frame.")
@@ -107,7 +112,8 @@ def embed(
     raw: str,
     output: str | None,
     in_place: bool,
-    formula: str,
+    formula: str | None,
+    source: str,
     constant: tuple[str, ...],
     settings: tuple[str, ...],
     inputs: tuple[str, ...],
@@ -120,6 +126,9 @@ def embed(
 ) -> None:
     """Put a formula and its constants into a new master that links RAW (or into RAW itself).
 
+    RAW is a file with a dataset of words, or a run: a European XFEL folder, a SwissFEL file, a master
+    of slsDetectorPackage's .raw files.
+
     Constants: HDF5 (PSI's /gains, or a dataset you name), .npy, or PSI's .bin gain maps.
     """
     from gaincal.verbs.embed import embed as run
@@ -130,6 +139,7 @@ def embed(
         raw,
         output,
         formula=formula,
+        source=source,
         constants=_pairs(constant, "--constant"),
         settings=_pairs(settings, "--set"),
         inputs=_pairs(inputs, "--input"),

@@ -71,11 +71,11 @@ class GroupedProgram:
         for run, (first, last, own) in enumerate(runs):
             places = np.unravel_index(run, lengths) if lengths else ()
             module = tuple(p[int(k)] for p, k in zip(leading, places, strict=True))
-            keys = np.stack([own[n] for n in self.index], axis=1) if self.index else np.zeros((len(value), 0))
+            keys = np.stack([own[n] for n in self.index] or [np.zeros(len(value))], axis=1)
             found, group = np.unique(keys, axis=0, return_inverse=True)
             for number, labels in enumerate(found):
                 chosen = np.flatnonzero(group.reshape(-1) == number)
-                known = dict(zip(self.index, (int(v) for v in labels), strict=True))
+                known = dict(zip(self.index, (int(v) for v in labels), strict=False))
                 given = self._given(own, chosen, slice(first, last)) | self._planes(known, module, window[-SLAB_DIMS:])
                 shape = (len(chosen), last - first)
                 part = empty_aligned(shape, value.dtype)

@@ -146,7 +146,7 @@ def stamp(file: h5py.File, path: str = CALIBRATION) -> None:
     fields: dict[str, h5py.Dataset] = {}
 
     def visit(name: str, item: Any) -> None:
-        held = name.split("/")[0] if name.count("/") == 1 else ""
+        held = name.split("/", maxsplit=1)[0] if name.count("/") == 1 else ""
         constant = held in constants and name == f"{held}/{held}"
         if isinstance(item, h5py.Dataset) and name != "integrity/checksum" and not constant:
             fields[name] = item

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gaincal.errors import FileError, RequestError, TrustError
+from gaincal.errors import FileError, TrustError
 from gaincal.nexus.trust import TRUST_VARIABLE, Resolver
 from gaincal.nexus.words import Words
 from gaincal.sources import euxfel, euxfel_constants
 from gaincal.sources.euxfel import recognise
-from gaincal.sources.euxfel_constants import load, load_modules
+from gaincal.sources.euxfel_constants import load
 from gaincal.sources.files import Spec
 from gaincal.sources.run import RawRun
 
@@ -717,42 +717,6 @@ def test_several_constants_in_a_file_must_be_named(tmp_path: Path) -> None:
     assert caught.value.code == "ambiguous"
 
 
-def test_constants_by_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(euxfel_constants, "SLAB_BYTES", 100)
-    specs, expected = {}, np.full((3, 5, 4, 4, 6), np.nan, np.float32)
-    for module, axes in ((0, ["cell", "y", "x", "gain"]), (3, ["x", "y", "gain", "cell"])):
-        path = tmp_path / f"m{module}.h5"
-        expected[:, :, module] = constants(path, axes, seed=module)
-        specs[module] = Spec(path, "offset")
-    values, labels = load_modules(specs, DIMS, (4, 4, 6))
-    np.testing.assert_array_equal(values, expected)
-    assert labels == ((0, 1, 2), (0, 1, 2, 3, 4))
-    whole, _ = load_modules(dict.fromkeys(range(2), specs[0]), DIMS, (2, 4, 6))
-    np.testing.assert_array_equal(whole[:, :, 1], expected[:, :, 0])
-
-
-def test_constants_by_module_must_fit_each_other(tmp_path: Path) -> None:
-    constants(tmp_path / "a.h5", ["cell", "y", "x", "gain"])
-    with h5py.File(tmp_path / "b.h5", "w") as file:
-        file["offset"] = np.zeros((6, 4, 6, 3), np.float32)
-        file["offset"].attrs["dims"] = ["cell", "y", "x", "gain"]
-        file["mask"] = np.zeros((5, 4, 6, 3), np.uint32)
-        file["mask"].attrs["dims"] = ["cell", "y", "x", "gain"]
-    first, longer, whole = (
-        Spec(tmp_path / "a.h5", None),
-        Spec(tmp_path / "b.h5", "offset"),
-        Spec(tmp_path / "b.h5", "mask"),
-    )
-    with pytest.raises(FileError, match="the first module has"):
-        load_modules({0: first, 1: longer}, DIMS, (2, 4, 6))
-    with pytest.raises(FileError, match="is of module 2 of 2"):
-        load_modules({2: first}, DIMS, (2, 4, 6))
-    with pytest.raises(FileError, match="cannot be marked"):
-        load_modules({0: whole}, DIMS, (2, 4, 6))
-    with pytest.raises(RequestError):
-        load_modules({}, DIMS, (2, 4, 6))
-
-
 def test_constants_never_written_are_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file.create_dataset("offset", (5, 4, 6, 3), "f4", chunks=(1, 4, 6, 3))
@@ -760,5 +724,3 @@ def test_constants_never_written_are_refused(tmp_path: Path) -> None:
     spec = Spec(tmp_path / "c.h5", "offset")
     with pytest.raises(FileError, match="never written"):
         load(spec.file, spec.path, OF_MODULE, (4, 6))
-    with pytest.raises(FileError, match="never written"):
-        load_modules({0: spec}, DIMS, (2, 4, 6))

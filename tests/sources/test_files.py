@@ -14,7 +14,8 @@ from contract import same_bits
 from gaincal.errors import FileError, TrustError
 from gaincal.formulas.formula import Constant
 from gaincal.nexus.trust import Resolver
-from gaincal.sources.files import Spec, datasets, find_words, load_constant, load_ids, load_mask
+from gaincal.sources.constants import load_constant
+from gaincal.sources.files import Spec, datasets, find_words, load_ids, load_mask
 
 Array = npt.NDArray[Any]
 PIXELS = (4, 6)

@@ -13,7 +13,7 @@ from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels import blocks
 from gaincal.kernels.memory import empty_aligned
-from gaincal.nexus.words import Words
+from gaincal.nexus.words import Readable
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
@@ -27,14 +27,14 @@ class Evaluation:
     Parameters
     ----------
     calibration : Calibration
-    words : mapping of str to Words
+    words : mapping of str to Readable
     program : Program
     threads : int
         Most threads to compute with.
     """
 
     def __init__(
-        self, calibration: Calibration, words: Mapping[str, Words], program: Program, threads: int = 1
+        self, calibration: Calibration, words: Mapping[str, Readable], program: Program, threads: int = 1
     ) -> None:
         self.calibration, self.words, self.program, self.threads = calibration, words, program, threads
         self.shape = calibration.layout.shape

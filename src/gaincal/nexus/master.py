@@ -22,8 +22,9 @@ from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
+from gaincal.nexus.run import copy_frames, map_words
 from gaincal.nexus.trust import Place, Resolver
-from gaincal.nexus.words import Words
+from gaincal.nexus.words import Readable, Words
 from gaincal.nexus.write import (
     array_field,
     copy_tree,
@@ -49,10 +50,13 @@ class Placement(Enum):
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that goes into a master, read and checked beforehand."""
+    """Everything that goes into a master, read and checked beforehand.
 
-    place: Place
-    words: Mapping[str, Words]
+    ``place`` is the dataset of the words where a file has them all in one; None for a run of several.
+    """
+
+    place: Place | None
+    words: Mapping[str, Readable]
     calibration: Calibration
     constants: Mapping[str, ConstantMap]
     provenance: Mapping[str, Provenance]
@@ -60,6 +64,11 @@ class Content:
     metadata: Mapping[str, str | float]
     mask: Array | None
     ids: Mapping[str, Array]
+
+    @property
+    def stored(self) -> dict[str, Words]:
+        """The words that lie in datasets, which a master can link or map."""
+        return {name: words for name, words in self.words.items() if isinstance(words, Words)}
 
 
 def write_master(
@@ -94,14 +103,14 @@ def write_master(
     file = written.file
     entry, notes = _tree(file, resolver, template, content, placement)
     detector = _detector(entry)
-    raw_path = _write_words(written, detector, entry, content, placement)
+    raw_paths = _write_words(written, detector, entry, content, placement)
     notes += _outside(written.target, content) if placement is not Placement.COPIED else []
     for name, values in content.ids.items():
         array_field(detector[names.RAW_GROUP], name, values)
     if content.mask is not None:
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
-    checksum = _write_calibration(detector, raw_path, content)
+    checksum = _write_calibration(detector, raw_paths, content)
     lacking = missing_metadata(partial(has_own, entry), detector.name.removeprefix(f"{entry.name}/"))
     if lacking:
         notes.append("NXmx needs, and nobody stated: " + ", ".join(lacking))
@@ -133,7 +142,8 @@ def _tree(
 
 def _copy_template(resolver: Resolver, template: Place, entry: h5py.Group, content: Content) -> list[str]:
     """Carry metadata over, but neither words nor images nor calibrations."""
-    skip = {d.path for d in of_class(resolver, template, names.DATA)} | {content.place.path}
+    skip = {d.path for d in of_class(resolver, template, names.DATA)}
+    skip |= {content.place.path} if content.place else set()
     notes = []
     for instrument in of_class(resolver, template, names.INSTRUMENT):
         for detector in of_class(resolver, instrument, names.DETECTOR):
@@ -141,7 +151,7 @@ def _copy_template(resolver: Resolver, template: Place, entry: h5py.Group, conte
             for collection in of_class(resolver, detector, names.COLLECTION):
                 found = of_class(resolver, collection, names.CALIBRATION)
                 notes += [f"calibration {c.path} of the raw file is not carried over" for c in found]
-    words = frozenset().union(*(w.identities for w in content.words.values()))
+    words = frozenset().union(*(w.identities for w in content.stored.values()))
     left_out = copy_tree(resolver, template, entry, frozenset(skip), words=words)
     return notes + [f"not copied from the raw file: {path}" for path in left_out]
 
@@ -172,24 +182,41 @@ def _replace(group: h5py.Group, name: str, values: Array) -> None:
 
 def _write_words(
     written: AtomicFile, detector: h5py.Group, entry: h5py.Group, content: Content, placement: Placement
-) -> str:
-    """Put the words (or a link to them) into the detector; returns their path."""
+) -> dict[str, str]:
+    """Put the words (or links to them) into the detector; returns their paths."""
     target = Path(os.path.realpath(written.target))
-    inside = placement is Placement.IN_PLACE and content.place.file == target
-    words = written.file[content.place.path] if inside else None
+    place = content.place
+    words = written.file[place.path] if placement is Placement.IN_PLACE and place and place.file == target else None
     discard(detector, names.RAW_GROUP)
     raw = new_group(detector, names.RAW_GROUP, names.DATA)
-    raw.attrs[names.SIGNAL_ATTRIBUTE] = names.RAW_FIELD
+    fields = {n: names.RAW_FIELD if len(content.words) == 1 else n for n in content.words}
+    raw.attrs[names.SIGNAL_ATTRIBUTE] = next(iter(fields.values()))
     raw.attrs[names.AXES_ATTRIBUTE] = ["."] * len(content.calibration.layout.shape)
     if words is not None:
         raw[names.RAW_FIELD] = words
         _withdraw(entry, detector, words)
-    elif placement is Placement.COPIED:
-        _copy_words(written, raw, content)
     else:
-        relative = os.path.relpath(content.place.file, target.parent)
-        raw[names.RAW_FIELD] = h5py.ExternalLink(relative, content.place.path)
-    return f"{raw.name}/{names.RAW_FIELD}"
+        for name, field_name in fields.items():
+            _place_words(written, raw, field_name, content.words[name], place, placement)
+    return {name: f"{raw.name}/{field_name}" for name, field_name in fields.items()}
+
+
+def _place_words(
+    written: AtomicFile, raw: h5py.Group, name: str, words: Readable, place: Place | None, placement: Placement
+) -> None:
+    if not isinstance(words, Words):
+        copy_frames(raw, name, words, written.check)
+    elif placement is Placement.COPIED:
+        _copy_words(written, raw, name, words, place)
+    elif place is not None:
+        raw[name] = h5py.ExternalLink(_relative(written, place), place.path)
+    else:
+        map_words(raw, name, words, partial(_relative, written))
+
+
+def _relative(written: AtomicFile, place: Place) -> str:
+    """How a master names the file of a dataset."""
+    return os.path.relpath(place.file, Path(os.path.realpath(written.target)).parent)
 
 
 def _withdraw(entry: h5py.Group, detector: h5py.Group, words: h5py.Dataset) -> None:
@@ -201,20 +228,21 @@ def _withdraw(entry: h5py.Group, detector: h5py.Group, words: h5py.Dataset) -> N
                 del group[name]
 
 
-def _copy_words(written: AtomicFile, raw: h5py.Group, content: Content) -> None:
+def _copy_words(written: AtomicFile, raw: h5py.Group, name: str, words: Words, place: Place | None) -> None:
     """Copy the words as they are stored, without decoding them."""
-    words = next(iter(content.words.values()))
     source = words.pieces[0].source if len(words.pieces) == 1 else None
-    if source is None or source.place.item != content.place.item:
+    if source is None or source.dataset.shape != words.shape or (place and source.place.item != place.item):
         problem = "is a virtual dataset, whose pieces cannot be copied as they are"
-        raise content.place.error(problem, "link it, without --copy-raw", code="virtual")
-    source.copy_to(raw, names.RAW_FIELD, written.check)
+        problem = problem if place else "is one of several datasets, whose pieces cannot be copied as they are"
+        raise words.place.error(problem, "link it, without --copy-raw", code="virtual")
+    source.copy_to(raw, name, written.check)
 
 
 def _outside(target: Path, content: Content) -> list[str]:
     """Directories that a reader of the master will have to be told to trust."""
     home = Path(os.path.realpath(target)).parent
-    files = {s.place.file for w in content.words.values() for s in w.sources} | {content.place.file}
+    files = {s.place.file for w in content.stored.values() for s in w.sources}
+    files |= {content.place.file} if content.place else set()
     directories = sorted({str(f.parent) for f in files if not f.is_relative_to(home)})
     return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
 
@@ -240,14 +268,14 @@ def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> 
     group.attrs[names.AXES_ATTRIBUTE] = [".", "."]
 
 
-def _write_calibration(detector: h5py.Group, raw_path: str, content: Content) -> str:
+def _write_calibration(detector: h5py.Group, raw_paths: Mapping[str, str], content: Content) -> str:
     formula = content.calibration.formula
     collection = own(detector, names.CALIBRATION_GROUP)
     if not isinstance(collection, h5py.Group):
         discard(detector, names.CALIBRATION_GROUP)
         collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
     discard(collection, formula.name)
-    paths = dict.fromkeys(content.words, raw_path) | {name: f"{names.GIVEN}/{name}" for name in content.inputs}
+    paths = {**raw_paths} | {name: f"{names.GIVEN}/{name}" for name in content.inputs}
     if names.PIXEL_MASK in content.calibration.arrays:
         paths[names.PIXEL_MASK] = f"{detector.name}/{names.PIXEL_MASK}"
     written = Provenance("gaincal", __version__, datetime.now(timezone.utc).isoformat(timespec="seconds"))

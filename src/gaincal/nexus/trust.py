@@ -108,6 +108,14 @@ class Resolver:
         self.named = os.fspath(master)
         self._open(self.master, self.named)
 
+    @classmethod
+    def of_nothing(cls, named: str | os.PathLike[str]) -> Resolver:
+        """A resolver without a file, for a run whose files are not HDF5."""
+        resolver = cls.__new__(cls)
+        resolver.master, resolver.named = Path(os.path.realpath(named)), os.fspath(named)
+        resolver.roots, resolver._files = [], {}
+        return resolver
+
     def __enter__(self) -> Resolver:
         return self
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -53,6 +54,21 @@ class Piece:
     reason: str = ""
 
 
+class Readable(Protocol):
+    """Words of a run, read box by box: `Words`, or what a source reads from another format."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the words: (frame, *pixels)."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In native byte order."""
+
+    def read(self, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+        """Words of a box, and where there are none."""
+
+
 class Words:
     """The words of a detector, read box by box.
 
@@ -76,6 +92,8 @@ class Words:
         If the dataset does not hold unsigned integers, or leads where it must not.
     """
 
+    pieces: list[Piece]
+
     def __init__(self, resolver: Resolver, place: Place) -> None:
         self.place = place
         self.dtype = element_type(place).newbyteorder("=")
@@ -84,15 +102,50 @@ class Words:
             raise place.error(problem, "convert it, or name the right dataset", code="not-words")
         if place.dataset.shape is None:
             raise place.error("has no values", code="odd-type")
-        self.shape = tuple(int(n) for n in place.dataset.shape)
-        self._check_frame()
+        self._prepare(tuple(int(n) for n in place.dataset.shape))
         check_budget(place)
-        self.pieces: list[Piece] = []
-        self._lock = threading.Lock()
-        self._plain: dict[tuple[Path, int], PlainDataset] = {}
         whole = ((0,) * len(self.shape), self.shape)
         with reading(place.file, place.path):
             self._resolve(resolver, place, whole, whole, ())
+        self._index()
+
+    @classmethod
+    def of_parts(
+        cls, resolver: Resolver, shape: tuple[int, ...], dtype: np.dtype[Any], parts: Sequence[tuple[Box, Place, Box]]
+    ) -> Words:
+        """Words put together from boxes of datasets.
+
+        Parameters
+        ----------
+        resolver : Resolver
+        shape : tuple of int
+            (frame, *pixels)
+        dtype : numpy.dtype
+            Unsigned, in native byte order.
+        parts : sequence of (Box, Place, Box)
+            Box of the words, dataset, and box of it; at least one.
+        """
+        words = cls.__new__(cls)
+        words.place, words.dtype = parts[0][1], dtype
+        words._prepare(shape)
+        for box, place, source in parts:
+            if element_type(place).newbyteorder("=") != dtype:
+                problem = f"has elements of type {place.dataset.dtype}, the words are {dtype}"
+                raise place.error(problem, code="source-differs")
+            with reading(place.file, place.path):
+                words._resolve(resolver, place, box, source, ())
+        words._index()
+        return words
+
+    def _prepare(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        self._check_frame()
+        self.pieces = []
+        self._lock = threading.Lock()
+        self._plain: dict[tuple[Path, int], PlainDataset] = {}
+
+    def _index(self) -> None:
+        """Note where the pieces lie, and what none of them covers."""
         self._check_extent()
         self.pieces = [Piece(box, None, box, "in no file") for box in self._uncovered()] + self.pieces
         self._starts = np.array([p.box[0] for p in self.pieces], np.int64).reshape(-1, len(self.shape))

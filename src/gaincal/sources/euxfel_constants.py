@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.errors import FileError, RequestError, TrustError
+from gaincal.errors import FileError, TrustError
 from gaincal.formulas.program import Labels
-from gaincal.nexus.dataset import PlainDataset, check_budget
 from gaincal.nexus.fields import MAX_ATTRIBUTE_BYTES, attribute_size, read_array
 from gaincal.nexus.group import MAX_CONSTANT_BYTES
 from gaincal.nexus.trust import Place, Resolver, reading
-from gaincal.sources.files import Spec, datasets
+from gaincal.sources.files import datasets
 
 Array = npt.NDArray[Any]
 DIMS = "dims"
@@ -32,7 +30,6 @@ ALIASES = {
     "memory_cells": "cell",
     "modules": "module",
 }
-SLAB_BYTES = 64 << 20
 MAX_RANK = 8
 
 
@@ -68,47 +65,6 @@ def load(file: Path, path: str | None, dims: tuple[str, ...], pixels: tuple[int,
         _check_pixels(place, shape, dims, pixels)
         values = read_array(place, MAX_CONSTANT_BYTES).transpose(order)
     return values, _labels(dims, shape, pixels)
-
-
-def load_modules(specs: Mapping[int, Spec], dims: tuple[str, ...], pixels: tuple[int, ...]) -> tuple[Array, Labels]:
-    """Read a constant of which every module has its own dataset; at most a slab of one is held beside the result.
-
-    Parameters
-    ----------
-    specs : mapping of int to Spec
-        By place of the module in the frames.  The constants of the others are NaN: what needs them is flagged.
-    dims : tuple of str
-        What the formula declares, with ``module``.
-    pixels : tuple of int
-        Shape of a frame.
-
-    Returns
-    -------
-    values : ndarray
-    labels : tuple of tuple of int
-
-    Raises
-    ------
-    FileError
-        If the datasets do not fit the formula, or each other.
-    """
-    if not specs or MODULE not in dims or len(pixels) != len(PIXEL_DIMS):
-        raise RequestError("constants by module need some modules, and a formula and frames that have modules")
-    axis, of_module = dims.index(MODULE), tuple(d for d in dims if d != MODULE)
-    values: Array | None = None
-    for number, spec in sorted(specs.items()):
-        if not 0 <= number < pixels[0]:
-            raise FileError(spec.file, spec.path or "", f"is of module {number} of {pixels[0]}", code="wrong-shape")
-        with Resolver(spec.file) as resolver, reading(spec.file):
-            place = _place(resolver, spec.path)
-            order = _order(place, of_module)
-            shape = tuple(place.dataset.shape[k] for k in order)
-            _check_pixels(place, shape, of_module, pixels[1:])
-            whole = (*shape[:axis], pixels[0], *shape[axis:])
-            values = _allocated(place, whole, pixels[0] - len(specs)) if values is None else values
-            _fill(place, order, np.moveaxis(values, axis, 0)[number])
-    assert values is not None
-    return values, _labels(dims, values.shape, pixels)
 
 
 def _place(resolver: Resolver, path: str | None) -> Place:
@@ -165,49 +121,6 @@ def _check_pixels(place: Place, shape: tuple[int, ...], dims: tuple[str, ...], p
     if lengths | _pixels(dims, pixels) != lengths:
         stated = ", ".join(f"{d}: {n}" for d, n in lengths.items())
         raise place.error(f"has ({stated}), the frames are {pixels}", code="wrong-shape")
-
-
-def _allocated(place: Place, shape: tuple[int, ...], lacking: int) -> Array:
-    """Room for all modules; what lacks is NaN."""
-    dtype = PlainDataset(place).dtype.newbyteorder("=")
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if size > MAX_CONSTANT_BYTES:
-        problem = f"takes {size} bytes for all modules, at most {MAX_CONSTANT_BYTES} are allowed"
-        raise TrustError(place.file, place.path, problem, code="over-budget")
-    if not lacking:
-        return np.empty(shape, dtype)
-    if dtype.kind != "f":
-        problem = f"holds {dtype.name}, in which the {lacking} modules that lack cannot be marked"
-        raise place.error(problem, "name the constants of all modules", code="wrong-shape")
-    return np.full(shape, np.nan, dtype)
-
-
-def _fill(place: Place, order: tuple[int, ...], into: Array) -> None:
-    """Read a dataset, slab by slab, into the array of its module."""
-    check_budget(place, MAX_CONSTANT_BYTES)
-    dataset = PlainDataset(place)
-    dtype = dataset.dtype.newbyteorder("=")
-    shape = tuple(place.dataset.shape)
-    stored = into.transpose(np.argsort(order))
-    if stored.shape != shape or dtype != into.dtype:
-        problem = f"is {dtype.name}{shape}, the first module has {into.dtype.name}{stored.shape}"
-        raise place.error(problem, code="wrong-shape")
-    for first, count in _slabs(shape, dtype.itemsize, place.dataset.chunks):
-        box = ((first, *(0,) * (len(shape) - 1)), (count, *shape[1:]))
-        values, missing = np.empty(box[1], dtype), np.zeros(box[1], bool)
-        dataset.read(box, values, missing)
-        if missing.any():
-            raise place.error("was never written completely", code="incomplete")
-        stored[first : first + count] = values
-
-
-def _slabs(shape: tuple[int, ...], itemsize: int, chunks: tuple[int, ...] | None) -> Iterator[tuple[int, int]]:
-    """Parts of the first axis, of whole chunks: a chunk is decoded once."""
-    row = max(int(np.prod(shape[1:])) * itemsize, 1)
-    step = chunks[0] if chunks else 1
-    rows = max(SLAB_BYTES // row // step, 1) * step
-    for first in range(0, shape[0], rows):
-        yield first, min(rows, shape[0] - first)
 
 
 def _labels(dims: tuple[str, ...], shape: tuple[int, ...], pixels: tuple[int, ...]) -> Labels:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
-from gaincal.formulas.formula import Constant
-from gaincal.formulas.units import Unit
 from gaincal.nexus import names
 from gaincal.nexus.dataset import element_type
-from gaincal.nexus.fields import attribute_text, read_array
-from gaincal.nexus.group import MAX_CONSTANT_BYTES, Provenance
+from gaincal.nexus.fields import read_array
 from gaincal.nexus.trust import Place, Resolver, reading
 
 Array = npt.NDArray[Any]
@@ -55,7 +50,7 @@ def find_words(resolver: Resolver, path: str | None, rank: int) -> Place:
     if path is not None:
         return resolver.get(path)
     candidates = [p for p in datasets(resolver) if p.item.ndim == rank and element_type_or_none(p) == "u"]
-    return _only(resolver, candidates, f"raw words (unsigned integers of {rank} dimensions)")
+    return only(resolver, candidates, f"raw words (unsigned integers of {rank} dimensions)")
 
 
 def element_type_or_none(place: Place) -> str | None:
@@ -86,7 +81,8 @@ def datasets(resolver: Resolver) -> Iterable[Place]:
                 pending.append((member, depth + 1))
 
 
-def _only(resolver: Resolver, candidates: list[Place], what: str) -> Place:
+def only(resolver: Resolver, candidates: list[Place], what: str) -> Place:
+    """The one candidate; raises FileError where there are several, or none."""
     # Hard links give one dataset several names.
     distinct = {c.identity: c for c in sorted(candidates, key=lambda c: c.path)[::-1]}
     candidates = list(distinct.values())
@@ -97,115 +93,13 @@ def _only(resolver: Resolver, candidates: list[Place], what: str) -> Place:
     raise FileError(resolver.named, "", problem, f"name it: {resolver.named}{SEPARATOR}/path", code="ambiguous")
 
 
-def load_constant(
-    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
-) -> tuple[ConstantMap, Provenance]:
-    """Read a constant from an HDF5, NumPy or PSI ``.bin`` file.
-
-    Parameters
-    ----------
-    spec : Spec
-        ``.bin``: headerless little-endian float64 planes, as PSI writes gain maps; ``.npy``; HDF5, where
-        without a path ``/gains`` is taken (PSI's name for gains and pedestals alike), else the
-        dataset called like the constant.
-    declared : Constant
-    axes : tuple of str
-        Its named axes.
-    pixels : tuple of int
-        Shape of a frame.
-
-    Returns
-    -------
-    constant : ConstantMap
-        Labels as the file states them in an NXdata, else 0, 1, 2 ...
-    provenance : Provenance
-
-    Raises
-    ------
-    FileError
-        If the file does not hold such a constant.
-    """
-    suffix = spec.file.suffix
-    if suffix == ".bin":
-        values, how, labels = _read_planes(spec.file, pixels), "float64 planes", None
-    elif suffix == ".npy":
-        values, how, labels = _read_npy(spec.file), "NumPy array", None
-    else:
-        values, how, labels = _read_hdf5(spec, declared, axes)
-    if values.ndim != len(declared.dims):
-        wanted = ", ".join(declared.dims)
-        problem = f"has shape {values.shape}, {declared.name} needs ({wanted})"
-        raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
-    counted = tuple(tuple(range(n)) for n in values.shape[: len(axes)])
-    return ConstantMap(values, labels or counted), Provenance(spec.file.name, how, _modified(spec.file))
-
-
-def _modified(file: Path) -> str:
-    return datetime.fromtimestamp(file.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
-
-
-def _read_planes(file: Path, pixels: tuple[int, ...]) -> Array:
-    plane = int(np.prod(pixels)) * 8
-    with reading(file):
-        size = file.stat().st_size
-        if size == 0 or size % plane:
-            problem = f"has {size} bytes, not a multiple of {plane} for planes of {pixels} float64"
-            raise FileError(file, "", problem, code="wrong-shape")
-        return np.fromfile(file, "<f8").reshape(-1, *pixels)
-
-
-def _read_npy(file: Path) -> Array:
+def read_npy(file: Path) -> Array:
+    """Values of a NumPy file; raises FileError for anything else."""
     with reading(file):
         with file.open("rb") as stream:
             if stream.read(len(NPY_MAGIC)) != NPY_MAGIC:
                 raise FileError(file, "", "is not a NumPy array file", code="not-npy")
         return np.asarray(np.load(file, allow_pickle=False))
-
-
-def _read_hdf5(spec: Spec, declared: Constant, axes: tuple[str, ...]) -> tuple[Array, str, Any]:
-    with Resolver(spec.file) as resolver, reading(spec.file):
-        place = _constant_place(resolver, spec, declared)
-        _check_units(place, declared)
-        values = read_array(place, MAX_CONSTANT_BYTES)
-        return values, f"HDF5 {place.path}", _stated_labels(resolver, place, axes)
-
-
-def _check_units(place: Place, declared: Constant) -> None:
-    """Refuse a map in other units than the formula declares, where the file states any that we know."""
-    stated = attribute_text(place, names.UNIT_ATTRIBUTE)
-    try:
-        unit = Unit.parse(stated or "")
-    except ValueError:
-        return
-    if unit != Unit.parse(declared.units):
-        problem = f"is in {unit}, {declared.name} is in {declared.units}"
-        raise place.error(problem, "are two constants mixed up?", code="wrong-units")
-
-
-def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place:
-    if spec.path is not None:
-        return resolver.get(spec.path)
-    for path in (PSI_CONSTANTS, f"/{declared.name}"):
-        place = resolver.find(path)
-        if place is not None:
-            return place
-    candidates = [p for p in datasets(resolver) if p.item.ndim == len(declared.dims)]
-    return _only(resolver, candidates, f"{declared.name} ({', '.join(declared.dims)})")
-
-
-def _stated_labels(resolver: Resolver, place: Place, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
-    """Labels that lie beside a constant under the names of its axes."""
-    if place.file != resolver.master:
-        return None
-    group = resolver.get(place.path.rsplit("/", 1)[0] or "/")
-    labels = []
-    for axis in axes:
-        beside = resolver.find(axis, group)
-        values = read_array(beside) if beside else None
-        if values is None or values.ndim != 1 or values.dtype.kind not in "iu":
-            return None
-        labels.append(tuple(int(v) for v in values))
-    return tuple(labels)
 
 
 def load_mask(spec: Spec, pixels: tuple[int, ...]) -> Array:
@@ -219,7 +113,7 @@ def load_mask(spec: Spec, pixels: tuple[int, ...]) -> Array:
         If the shape is another or undefined bits are set.
     """
     if spec.file.suffix == ".npy":
-        values = _read_npy(spec.file)
+        values = read_npy(spec.file)
     else:
         with Resolver(spec.file) as resolver, reading(spec.file):
             values = read_array(resolver.get(spec.path or f"/{names.PIXEL_MASK}"))

@@ -17,7 +17,7 @@ from gaincal.calibration import Calibration, RawLayout, bind
 from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
-from gaincal.formulas.checks import FRAME
+from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
@@ -27,9 +27,12 @@ from gaincal.nexus.group import Provenance
 from gaincal.nexus.master import Content, Placement, write_master
 from gaincal.nexus.read import descend, read_ids
 from gaincal.nexus.trust import Place, Resolver, reading
-from gaincal.nexus.words import Words
+from gaincal.nexus.words import Readable, Words
 from gaincal.nexus.write import parse_metadata, parse_number
-from gaincal.sources.files import Spec, find_words, load_constant, load_ids, load_mask
+from gaincal.sources.constants import load_constant
+from gaincal.sources.files import Spec, find_words, load_ids, load_mask
+from gaincal.sources.recognise import AUTO, readers, recognise
+from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | Array
@@ -70,12 +73,13 @@ def embed(
     raw: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    formula: str | os.PathLike[str] | Formula,
+    formula: str | os.PathLike[str] | Formula | None = None,
     constants: Mapping[str, Source],
     settings: Mapping[str, object] | None = None,
     inputs: Mapping[str, str | os.PathLike[str]] | None = None,
     mask: str | os.PathLike[str] | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
+    source: str = AUTO,
     copy_raw: bool = False,
     in_place: bool = False,
     overwrite: bool = False,
@@ -86,13 +90,15 @@ def embed(
     Parameters
     ----------
     raw : str or path
-        ``FILE[::/path]`` of the words, unsigned integers (frame, *pixels).
+        ``FILE[::/path]`` of the words, unsigned integers (frame, *pixels), or a run as a facility writes it:
+        a European XFEL folder, a SwissFEL file, a master of slsDetectorPackage's ``.raw`` files.
     output : str or path, optional
         The master to write; with `in_place` there is none.
-    formula : str, path or Formula
-        A name of the catalogue, a TOML file, or a formula.
+    formula : str, path or Formula, optional
+        A name of the catalogue, a TOML file, or a formula; what the run calls for if None.
     constants : mapping of str to str, path or ndarray
-        ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.
+        ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.  A name with
+        ``{module}`` stands for one file, or dataset, per module: ``gainMaps_M{module:03d}.bin``.
     settings : mapping of str to object, optional
         Scalar inputs of the formula (photon_energy in keV) and metadata (see `METADATA`).
     inputs : mapping of str to str or path, optional
@@ -101,6 +107,8 @@ def embed(
         Bad-pixel mask, bool or NXmx bits.
     ids : mapping of str to str or path, optional
         Numbers that identify the frames: pulse_id, timestamp ...
+    source : str
+        Which facility wrote the run; ``auto`` finds out, ``plain`` takes a dataset as it is.
     copy_raw : bool
         Copy the words into the master instead of linking them.
     in_place : bool
@@ -123,14 +131,17 @@ def embed(
         raise RequestError("give an output file, or in_place, not both")
     target = Path(os.path.realpath(spec.file)) if output is None else Path(output)
     refuse_existing(target, overwrite or in_place)
-    chosen = load_formula(formula)
-    with Resolver(spec.file, trust) as resolver, reading(spec.file):
-        place = find_words(resolver, spec.path, 1 + len(chosen.checked.pixel_dims))
-        template = _template(resolver)
-        words = {_words_input(chosen): Words(resolver, place)}
+    run = recognise(spec.file, spec.path, source)
+    if run is not None and in_place:
+        raise RequestError(f"{spec.file} is a run ({run.kind}): write a master for it, not in place")
+    chosen = load_formula(formula if formula is not None else _suggested(run))
+    with _resolver(spec, run, trust) as resolver, reading(spec.file):
+        place, words = _words(resolver, spec, chosen, run)
+        template = _template(resolver) if run is None else None
         layout = _layout(words)
-        given, metadata = _settings(chosen, settings or {}, resolver, template)
-        given |= _per_frame(chosen, inputs or {}, layout)
+        given = _recorded(chosen, run)
+        stated, metadata = _settings(chosen, settings or {}, resolver, template)
+        given |= stated | _per_frame(chosen, inputs or {}, layout)
         bad = load_mask(Spec.parse(os.fspath(mask)), layout.pixels) if mask is not None else None
         bad = _existing_mask(resolver, template, layout) if bad is None else bad
         loaded, provenance = _constants(chosen, constants, layout)
@@ -138,14 +149,16 @@ def embed(
         _check_ids(chosen, ids or {})
         numbers = {n: load_ids(Spec.parse(os.fspath(s)), layout.frames) for n, s in (ids or {}).items()}
         if not in_place:
-            refuse_input(target, [*resolver.opened, *_files(constants, inputs or {}, mask, ids or {})])
-        numbers = _existing_ids(resolver, template, layout) | numbers
+            read = [*resolver.opened, *(run.files if run else ())]
+            refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {})])
+        numbers = _existing_ids(resolver, template, layout) | dict(run.ids if run else {}) | numbers
         content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
         image = _preview(content)
         start = resolver.master if in_place else None
         with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
+    notes = _told(chosen, run) + notes
     return Embedded(target, checksum, content.calibration.available_outputs(), notes)
 
 
@@ -165,6 +178,64 @@ def load_formula(formula: str | os.PathLike[str] | Formula) -> Formula:
 # --- reading everything first --------------------------------------------------------------
 
 
+def _suggested(run: RawRun | None) -> str:
+    """The formula that a run calls for, the one for modules where frames have them."""
+    if run is None or run.formula is None:
+        raise RequestError(f"name a formula: {', '.join(catalog.names())}, or a TOML file")
+    several = f"{run.formula}{catalog.MODULES}"
+    rank = len(catalog.get(run.formula).checked.pixel_dims)
+    return several if several in catalog.names() and len(run.pixels) > rank else run.formula
+
+
+def _resolver(spec: Spec, run: RawRun | None, trust: Iterable[str | os.PathLike[str]]) -> Resolver:
+    """Opens the raw file; the files of a run that the user named are all trusted."""
+    if run is None:
+        return Resolver(spec.file, trust)
+    parts = [part for words in run.words.values() for part in words.parts]
+    homes = {part.file.parent for part in parts}
+    return Resolver(parts[0].file, [*trust, *homes]) if parts else Resolver.of_nothing(spec.file)
+
+
+def _words(
+    resolver: Resolver, spec: Spec, formula: Formula, run: RawRun | None
+) -> tuple[Place | None, dict[str, Readable]]:
+    """What reads the words, and the dataset that has them where it is only one."""
+    if run is not None:
+        lacking = [
+            i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims) and i.name not in run.words
+        ]
+        if lacking:
+            listed = ", ".join(run.words)
+            raise RequestError(f"formula '{formula.name}' takes words {', '.join(lacking)}; the run has {listed}")
+        return None, readers(run, resolver)
+    place = find_words(resolver, spec.path, 1 + len(formula.checked.pixel_dims))
+    return place, {_words_input(formula): Words(resolver, place)}
+
+
+def _recorded(formula: Formula, run: RawRun | None) -> dict[str, tuple[Array, str]]:
+    """Inputs of the formula that come with the run."""
+    declared = {i.name: i for i in formula.inputs}
+    recorded = {} if run is None else {n: v for n, v in run.inputs.items() if n in declared}
+    found = {}
+    for name, values in recorded.items():
+        lengths = dict(zip(formula.checked.pixel_dims, run.pixels if run else (), strict=False))
+        wanted = tuple(lengths.get(dim, len(values)) for dim in declared[name].dims)
+        alike = values.ndim == 1 and len(wanted) > 1  # the same for all modules of a frame
+        lined = values.reshape(-1, *(1,) * (len(wanted) - 1)) if alike else values
+        found[name] = (np.ascontiguousarray(np.broadcast_to(lined, wanted)) if alike else values, declared[name].units)
+    return found
+
+
+def _told(formula: Formula, run: RawRun | None) -> list[str]:
+    """What a user should know of the run."""
+    if run is None:
+        return []
+    unused = sorted(run.inputs.keys() - {i.name for i in formula.inputs})
+    notes = [f"recognised: {run.description}; formula {formula.name}", *run.notes]
+    notes += [f"the run records {n}, which formula '{formula.name}' does not use" for n in unused]
+    return notes
+
+
 def _template(resolver: Resolver) -> Place | None:
     """The NXentry of the raw file whose metadata are carried over, if it has a detector."""
     for entry in descend(resolver, resolver.get("/"), names.ENTRY):
@@ -173,7 +244,7 @@ def _template(resolver: Resolver) -> Place | None:
     return None
 
 
-def _layout(words: Mapping[str, Words]) -> RawLayout:
+def _layout(words: Mapping[str, Readable]) -> RawLayout:
     shape = next(iter(words.values())).shape
     return RawLayout(shape[0], shape[1:])
 
@@ -181,7 +252,7 @@ def _layout(words: Mapping[str, Words]) -> RawLayout:
 def _bound(
     formula: Formula,
     layout: RawLayout,
-    words: Mapping[str, Words],
+    words: Mapping[str, Readable],
     inputs: Mapping[str, tuple[Array, str]],
     mask: Array | None,
     constants: Mapping[str, ConstantMap],
@@ -230,7 +301,7 @@ def _check_ids(formula: Formula, ids: Mapping[str, object]) -> None:
 
 
 def _words_input(formula: Formula) -> str:
-    found = [i.name for i in formula.inputs if i.dims == (FRAME, *formula.checked.pixel_dims)]
+    found = [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
     if len(found) > 1:
         raise RequestError(f"formula '{formula.name}' takes several words inputs: {', '.join(found)}")
     return found[0]

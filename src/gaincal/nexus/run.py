@@ -1,0 +1,96 @@
+"""The words of a run of several files, or of no HDF5 file, in a master: mapped or copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import h5py
+import numpy as np
+
+from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
+from gaincal.nexus.trust import Place
+from gaincal.nexus.words import Piece, Readable, Words
+
+PACKET_ROWS = 4
+"""Rows of the chunks where a part of a module was lost: those of the smallest UDP packet in use."""
+
+
+def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place], str]) -> None:
+    """Link words that are one whole dataset; make a virtual dataset of all others.
+
+    Parameters
+    ----------
+    group : h5py.Group
+    name : str
+        Of the new member.
+    words : Words
+    named : callable (Place) -> str
+        How the file of a dataset is called in the master.
+    """
+    held = [p for p in words.pieces if p.source is not None]
+    only = held[0].source if len(words.pieces) == 1 else None
+    if only is not None and only.dataset.shape == words.shape:
+        group[name] = h5py.ExternalLink(named(only.place), only.place.path)
+        return
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    space = h5py.h5s.create_simple(words.shape)
+    for piece in held:
+        _map(plist, space, piece, named)
+    h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(words.dtype), space, plist)
+
+
+def _map(plist: h5py.h5p.PropDCID, space: h5py.h5s.SpaceID, piece: Piece, named: Callable[[Place], str]) -> None:
+    assert piece.source is not None
+    target, source = space.copy(), h5py.h5s.create_simple(piece.source.dataset.shape)
+    for selection, (start, count) in ((target, piece.box), (source, piece.source_box)):
+        selection.select_hyperslab(start, (1,) * len(start), block=count)
+    place = piece.source.place
+    # A percent sign would stand for the number of a block.
+    file, path = (text.replace("%", "%%").encode() for text in (named(place), place.path))
+    plist.set_virtual(target, file, path, source)
+
+
+def copy_frames(group: h5py.Group, name: str, words: Readable, after: Callable[[], None]) -> None:
+    """Write words that no HDF5 file holds, as bitshuffle-LZ4; chunks without words stay unwritten.
+
+    Parameters
+    ----------
+    group : h5py.Group
+    name : str
+    words : Readable
+    after : callable () -> None
+        Called after every block.
+
+    Notes
+    -----
+    A frame that lost packets has words for a part of a module: then the chunks are as small as packets.
+    """
+    import hdf5plugin
+
+    shape = words.shape
+    frame_bytes = int(np.prod(shape[1:])) * words.dtype.itemsize
+    blocks = list(split_frames(0, shape[0], max(1, BLOCK_BYTES // frame_bytes)))
+    torn = any(_torn(words, first, count) for first, count in blocks)
+    rows = PACKET_ROWS if torn and shape[-2] % PACKET_ROWS == 0 else 1 if torn else shape[-2]
+    chunks = (*(1,) * (len(shape) - 2), rows, shape[-1])
+    options = dict(hdf5plugin.Bitshuffle(cname="lz4"))
+    dataset = group.create_dataset(name, shape, words.dtype, chunks=chunks, fletcher32=True, **options)
+    for first, count in blocks:
+        values, missing = words.read((first, *(0,) * (len(shape) - 1)), (count, *shape[1:]))
+        if missing is None:
+            dataset[first : first + count] = values
+        else:
+            present = ~missing.reshape(*missing.shape[:-2], -1, rows, shape[-1]).any(axis=(-2, -1))
+            for frame, *module, band in np.argwhere(present).tolist():
+                inside: tuple[int | slice, ...] = (*module, slice(band * rows, (band + 1) * rows))
+                dataset[(first + frame, *inside)] = values[frame][inside]
+        after()
+
+
+def _torn(words: Readable, first: int, count: int) -> bool:
+    """Whether a part of a module, but not all of it, is missing in some frames."""
+    _, missing = words.read((first, *(0,) * (len(words.shape) - 1)), (count, *words.shape[1:]))
+    if missing is None:
+        return False
+    share = missing.any(axis=(-2, -1)) & ~missing.all(axis=(-2, -1))
+    return bool(share.any())

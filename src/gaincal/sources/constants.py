@@ -1,0 +1,213 @@
+"""Constants as facilities keep them: HDF5, NumPy, PSI's gain maps, European XFEL; in one file or one per module."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.constants import ConstantMap, Slabs
+from gaincal.errors import FileError
+from gaincal.formulas.formula import Constant
+from gaincal.formulas.program import Labels
+from gaincal.formulas.units import Unit
+from gaincal.nexus import names
+from gaincal.nexus.dataset import PlainDataset, check_budget
+from gaincal.nexus.fields import attribute_text, read_array
+from gaincal.nexus.group import MAX_CONSTANT_BYTES, MAX_LOADED_BYTES, Provenance
+from gaincal.nexus.slabs import slab, slab_places
+from gaincal.nexus.trust import Place, Resolver, reading
+from gaincal.sources import euxfel_constants
+from gaincal.sources.files import Spec, datasets, only, read_npy
+
+Array = npt.NDArray[Any]
+PSI_CONSTANTS = "/gains"
+_MODULES = ("module", "y", "x")
+_BY_MODULE = re.compile(r"\{module(?::0?([0-9])d?)?\}")
+
+
+def load_constant(
+    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
+) -> tuple[ConstantMap, Provenance]:
+    """Read a constant from an HDF5, NumPy or PSI ``.bin`` file, or one of them per module.
+
+    Parameters
+    ----------
+    spec : Spec
+        ``.bin``: headerless little-endian float64 planes, as PSI writes gain maps; ``.npy``; HDF5, where
+        without a path ``/gains`` is taken (PSI's name for gains and pedestals alike), else the
+        dataset called like the constant; European XFEL, where the dataset names its axes.  A
+        name with ``{module}`` or ``{module:02d}`` stands for one file, or dataset, per module.
+    declared : Constant
+    axes : tuple of str
+        Its named axes.
+    pixels : tuple of int
+        Shape of a frame.
+
+    Returns
+    -------
+    constant : ConstantMap
+        Labels as the file states them in an NXdata, else 0, 1, 2 ...  What is large stays in its file.
+    provenance : Provenance
+
+    Raises
+    ------
+    FileError
+        If the file does not hold such a constant.
+    """
+    if _BY_MODULE.search(f"{spec.file}{spec.path or ''}"):
+        whole, how, found = _read_modules(spec, declared, axes, pixels)
+        return ConstantMap(whole, found), Provenance(spec.file.name, how, "")
+    values, how, labels = _read_file(spec, declared, axes, pixels)
+    rank = len(declared.dims)
+    if isinstance(values, np.ndarray) and values.ndim == rank - 1 and _stacked(values.shape, pixels):
+        values = values.reshape(*values.shape[:-2], *pixels)  # PSI keeps modules below each other
+    if len(values.shape) != rank:
+        wanted = ", ".join(declared.dims)
+        problem = f"has shape {values.shape}, {declared.name} needs ({wanted})"
+        raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
+    counted = tuple(tuple(range(n)) for n in values.shape[: len(axes)])
+    return ConstantMap(values, labels or counted), Provenance(spec.file.name, how, _modified(spec.file))
+
+
+def _stacked(shape: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
+    return len(pixels) == len(_MODULES) and shape[-2:] == (pixels[0] * pixels[1], pixels[2])
+
+
+def _read_file(
+    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
+) -> tuple[Array | Slabs, str, Labels | None]:
+    if spec.file.suffix == ".bin":
+        return _read_planes(spec.file, pixels), "float64 planes", None
+    if spec.file.suffix == ".npy":
+        return read_npy(spec.file), "NumPy array", None
+    return _read_hdf5(spec, declared, axes, pixels)
+
+
+def _read_modules(
+    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
+) -> tuple[Array, str, Labels]:
+    """A constant of which every module has its own file or dataset; NaN for modules without a file."""
+    if len(pixels) != len(_MODULES) or _MODULES[0] not in declared.dims:
+        raise FileError(spec.file, spec.path or "", "names modules, but the frames have none", code="wrong-shape")
+    specs = {m: Spec(Path(_named(str(spec.file), m)), spec.path and _named(spec.path, m)) for m in range(pixels[0])}
+    there = {m: s for m, s in specs.items() if s.file.exists()}
+    if not there:
+        raise FileError(specs[0].file, "", "cannot be opened, nor that of any other module", code="not-found")
+    how = f"{len(there)} of {pixels[0]} modules"
+    one = replace(declared, dims=tuple(d for d in declared.dims if d != _MODULES[0]))
+    first, _, labels = _read_file(there[min(there)], one, axes, pixels[1:])
+    shape = first.shape
+    whole = np.full((*shape[:-2], pixels[0], *shape[-2:]), np.nan, np.float32 if first.dtype.itemsize == 4 else float)
+    for module, own in there.items():
+        values, _, stated = _read_file(own, one, axes, pixels[1:])
+        if values.shape != shape or stated != labels:
+            problem = f"has shape {values.shape}, that of another module {shape}, or other labels"
+            raise FileError(own.file, own.path or "", problem, code="wrong-shape")
+        for place in slab_places(shape):
+            whole[(*place, module)] = slab(values, place)
+    return whole, how, labels or tuple(tuple(range(n)) for n in shape[: len(axes)])
+
+
+def _named(text: str, module: int) -> str:
+    """A name with the number of a module in place of ``{module}``."""
+    return _BY_MODULE.sub(lambda match: str(module).zfill(int(match[1] or 0)), text)
+
+
+def _modified(file: Path) -> str:
+    return datetime.fromtimestamp(file.stat().st_mtime, timezone.utc).isoformat(timespec="seconds")
+
+
+def _read_planes(file: Path, pixels: tuple[int, ...]) -> Array:
+    plane = int(np.prod(pixels)) * 8
+    with reading(file):
+        size = file.stat().st_size
+        if size == 0 or size % plane:
+            problem = f"has {size} bytes, not a multiple of {plane} for planes of {pixels} float64"
+            raise FileError(file, "", problem, code="wrong-shape")
+        return np.fromfile(file, "<f8").reshape(-1, *pixels)
+
+
+def _read_hdf5(
+    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
+) -> tuple[Array | Slabs, str, Labels | None]:
+    resolver = Resolver(spec.file)
+    keep = False
+    try:
+        with reading(spec.file):
+            place = _constant_place(resolver, spec, declared)
+            _check_units(place, declared)
+            how = f"HDF5 {place.path}"
+            if euxfel_constants.DIMS in place.dataset.attrs:
+                values, labels = euxfel_constants.load(spec.file, place.path, declared.dims, pixels)
+                return values, f"{how}, axes as it states", labels
+            labels_beside = _stated_labels(resolver, place, axes)
+            keep = place.dataset.size * place.dataset.dtype.itemsize > MAX_LOADED_BYTES
+            return (FileSlabs(resolver, place) if keep else read_array(place, MAX_CONSTANT_BYTES)), how, labels_beside
+    finally:
+        if not keep:
+            resolver.close()
+
+
+class FileSlabs:
+    """A constant in a file, larger than is good to hold at once."""
+
+    def __init__(self, resolver: Resolver, place: Place) -> None:
+        check_budget(place, MAX_CONSTANT_BYTES)
+        self._resolver = resolver  # keeps the file open
+        self._place, self._stored = place, PlainDataset(place)
+        self.shape = tuple(int(n) for n in place.dataset.shape)
+        self.dtype = self._stored.dtype.newbyteorder("=")
+
+    def slab(self, place: tuple[int, ...]) -> Array:
+        """The values at some indices of all dims but the last two."""
+        inner = self.shape[len(place) :]
+        box = ((*place, *(0,) * len(inner)), (*(1,) * len(place), *inner))
+        values, missing = np.empty(box[1], self.dtype), np.zeros(box[1], bool)
+        self._stored.read(box, values, missing)
+        if missing.any():
+            raise self._place.error("was never written completely", code="incomplete")
+        return values.reshape(inner)
+
+
+def _check_units(place: Place, declared: Constant) -> None:
+    """Refuse a map in other units than the formula declares, where the file states any that we know."""
+    stated = attribute_text(place, names.UNIT_ATTRIBUTE)
+    try:
+        unit = Unit.parse(stated or "")
+    except ValueError:
+        return
+    if unit != Unit.parse(declared.units):
+        problem = f"is in {unit}, {declared.name} is in {declared.units}"
+        raise place.error(problem, "are two constants mixed up?", code="wrong-units")
+
+
+def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place:
+    if spec.path is not None:
+        return resolver.get(spec.path)
+    for path in (PSI_CONSTANTS, f"/{declared.name}"):
+        place = resolver.find(path)
+        if place is not None:
+            return place
+    candidates = [p for p in datasets(resolver) if p.item.ndim == len(declared.dims)]
+    return only(resolver, candidates, f"{declared.name} ({', '.join(declared.dims)})")
+
+
+def _stated_labels(resolver: Resolver, place: Place, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Labels that lie beside a constant under the names of its axes."""
+    if place.file != resolver.master:
+        return None
+    group = resolver.get(place.path.rsplit("/", 1)[0] or "/")
+    labels = []
+    for axis in axes:
+        beside = resolver.find(axis, group)
+        values = read_array(beside) if beside else None
+        if values is None or values.ndim != 1 or values.dtype.kind not in "iu":
+            return None
+        labels.append(tuple(int(v) for v in values))
+    return tuple(labels)

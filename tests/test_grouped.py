@@ -1,0 +1,176 @@
+"""Constants in memory and constants read label by label give the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gaincal import constants
+from gaincal.calibration import Calibration, RawLayout, bind
+from gaincal.constants import ConstantMap
+from gaincal.errors import BindError
+from gaincal.formulas.formula import Formula
+from gaincal.grouped import GroupedProgram
+from gaincal.kernels import blocks, reference
+
+Array = npt.NDArray[Any]
+FRAMES, MODULES, Y, X = 7, 3, 8, 20
+CELLS = (4, 0, 9)
+TEXT = """
+[formula]
+name = "cells"
+version = 1
+title = "two stages, cells per module"
+[inputs]
+analog = { dims = ["frame", "module", "y", "x"], units = "ADU", dtype = "uint16" }
+digital = { dims = ["frame", "module", "y", "x"], units = "ADU", dtype = "uint16" }
+cell = { dims = ["frame", "module"], units = "1", dtype = "uint16" }
+weight = { dims = ["module"], units = "1" }
+[constants]
+threshold = { dims = ["cell", "module", "y", "x"], units = "ADU" }
+offset = { dims = ["stage", "cell", "module", "y", "x"], units = "ADU" }
+slope = { dims = ["stage", "module"], units = "1" }
+noise = { dims = ["stage", "cell", "module", "y", "x"], units = "ADU", default = 2.5 }
+[steps]
+stage = "where(digital > threshold[cell], 1, 0)"
+signal = "(analog - offset[stage, cell]) * slope[stage] * weight"
+variance = "power(noise[stage, cell] * slope[stage], 2)"
+[outputs]
+signal = { units = "ADU", dtype = "float32", default = true }
+variance = { units = "ADU^2", dtype = "float32", variance_of = "signal" }
+[flags]
+no_cell = { when = "cell == 65535" }
+no_calibration = { when = "not (finite(threshold[cell]) and finite(signal))" }
+"""
+
+
+@dataclass
+class InSlabs:
+    """An array that is read slab by slab; counts how often."""
+
+    values: Array
+    reads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    def slab(self, place: tuple[int, ...]) -> Array:
+        self.reads += 1
+        return np.asarray(self.values[place])
+
+
+def bound(large: bool) -> tuple[Calibration, dict[str, Array]]:
+    rng = np.random.default_rng(5)
+    words = {n: rng.integers(0, 16384, (FRAMES, MODULES, Y, X), dtype=np.uint16) for n in ("analog", "digital")}
+    maps = {
+        "threshold": rng.normal(8000, 100, (len(CELLS), MODULES, Y, X)),
+        "offset": rng.normal(4000, 100, (2, len(CELLS), MODULES, Y, X)),
+    }
+    maps["offset"][0, 1, 2, 3] = np.nan
+    cell = rng.choice(np.array([*CELLS, 7, 65535], np.uint16), (FRAMES, MODULES))
+    held = {n: ConstantMap(InSlabs(v) if large else v, ((0, 1), CELLS)[2 - v.ndim + 3 :]) for n, v in maps.items()}
+    held["slope"] = ConstantMap(rng.uniform(0.5, 2, (2, MODULES)), ((0, 1),))
+    inputs = {"cell": cell, "weight": rng.uniform(0.5, 2, MODULES)}
+    layout = RawLayout(FRAMES, (MODULES, Y, X))
+    dtypes = {n: w.dtype for n, w in words.items()}
+    return bind(Formula.from_toml(TEXT), layout, dtypes, inputs, held), words
+
+
+WINDOWS = [
+    (slice(0, MODULES), slice(0, Y), slice(0, X)),
+    (slice(1, 3), slice(2, 7), slice(3, 19)),
+    (slice(2, 3), slice(0, Y), slice(5, 6)),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("frames", [slice(0, FRAMES), slice(3, 5), slice(6, 7)])
+@pytest.mark.parametrize("output", ["signal", "variance"])
+def test_the_same_bits_with_constants_in_memory_and_in_slabs(
+    window: tuple[slice, ...], frames: slice, output: str
+) -> None:
+    results = []
+    for large in (False, True):
+        calibration, words = bound(large)
+        program = calibration.program(output)
+        read = {n: w[(frames, *window)] for n, w in words.items()}
+        count = read["analog"].shape
+        value, flags = np.empty(count, np.float32), np.empty(count, np.uint32)
+        flat = value.reshape(count[0], -1), flags.reshape(count[0], -1)
+        if large:
+            GroupedProgram(calibration, program).evaluate(read, frames, window, *flat, threads=2)
+        else:
+            arrays = calibration.block(program, read, frames, window)
+            wanted = reference.evaluate(program, arrays)
+            blocks.evaluate(program, arrays, *flat)
+            for found, expected in zip(flat, wanted, strict=True):
+                assert found.tobytes() == np.ascontiguousarray(np.broadcast_to(expected, found.shape)).tobytes()
+        results.append((value, flags))
+    for memory, slabs in zip(*results, strict=True):
+        assert memory.tobytes() == slabs.tobytes()
+
+
+def test_every_module_takes_its_own_cell() -> None:
+    calibration, words = bound(large=False)
+    program = calibration.program("signal")
+    value = np.empty((FRAMES, MODULES, Y, X), np.float32)
+    blocks.evaluate(program, calibration.block(program, words, slice(0, FRAMES)), value.reshape(FRAMES, -1))
+    for frame, module in np.ndindex(FRAMES, MODULES):
+        cell = int(calibration.arrays["cell"][frame, module])
+        if cell not in CELLS:
+            assert np.isnan(value[frame, module]).all()
+            continue
+        k = CELLS.index(cell)
+        above = words["digital"][frame, module] > calibration.arrays["threshold"][k, module]
+        offset, slope = calibration.arrays["offset"][:, k, module], calibration.arrays["slope"][:, module]
+        signal = (words["analog"][frame, module].astype(np.float32) - np.where(above, offset[1], offset[0])) * np.where(
+            above, slope[1], slope[0]
+        )
+        wanted = signal * calibration.arrays["weight"][module]
+        np.testing.assert_array_equal(value[frame, module], wanted)
+
+
+def test_frames_of_one_cell_read_its_planes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "_CACHE", constants._SlabCache(1 << 30))
+    calibration, words = bound(large=True)
+    program = calibration.program("signal")
+    value = np.empty((FRAMES, MODULES * Y * X), np.float32)
+    for _ in range(2):
+        GroupedProgram(calibration, program).evaluate(words, slice(0, FRAMES), WINDOWS[0], value, None, 1)
+    used = {(c, m) for m in range(MODULES) for c in calibration.arrays["cell"][:, m].tolist() if c in CELLS}
+    held = calibration.large["offset"].values
+    assert isinstance(held, InSlabs)
+    assert held.reads == 2 * len(used)
+
+
+def test_what_is_held_of_large_constants_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = constants._SlabCache(3 * Y * X * 4)
+    monkeypatch.setattr(constants, "_CACHE", cache)
+    calibration, words = bound(large=True)
+    program = calibration.program("signal")
+    value = np.empty((FRAMES, MODULES * Y * X), np.float32)
+    GroupedProgram(calibration, program).evaluate(words, slice(0, FRAMES), WINDOWS[0], value, None, 1)
+    assert cache.held <= 3 * Y * X * 4
+    assert cache.held == sum(values.nbytes for _, values in cache._slabs.values())
+
+
+def test_a_large_constant_is_a_map_of_reals() -> None:
+    head, _, rest = TEXT.partition('units = "ADU" }\noffset')
+    text = f'{head}units = "ADU", dtype = "uint16" }}\noffset{rest}'
+    formula = Formula.from_toml(text.replace("finite(threshold[cell]) and ", ""))
+    threshold = ConstantMap(InSlabs(np.zeros((3, MODULES, Y, X), np.uint16)), (CELLS,))
+    offset = ConstantMap(np.zeros((2, 3, MODULES, Y, X)), ((0, 1), CELLS))
+    slope = ConstantMap(np.zeros((2, MODULES)), ((0, 1),))
+    given = {"threshold": threshold, "offset": offset, "slope": slope}
+    words = {n: np.dtype("u2") for n in ("analog", "digital")}
+    with pytest.raises(BindError, match="too large"):
+        bind(formula, RawLayout(1, (MODULES, Y, X)), words, {}, given)
