@@ -13,12 +13,14 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.constants import ConstantMap
 from gaincal.formulas import catalog
-from gaincal.formulas.formula import Formula
+from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.kernels import reference
 from gaincal.nexus import names
-from gaincal.nexus.group import fields_checksum
+from gaincal.nexus.group import Provenance, fields_checksum, new_group, write_calibration
 from gaincal.nexus.read import open_master
+from gaincal.nexus.write import write_skeleton
 from gaincal.verbs.embed import embed
 
 HERE = Path(__file__).parent
@@ -196,6 +198,77 @@ def cells(directory: Path, target: Path) -> None:
     )
 
 
+DIMS = {"frame": 40, "module": 2, "y": 4, "x": 6}
+LABELS = {"stage": (0, 1, 2, 3), "cell": (40, 3), "threshold": (1, 0)}
+NUMBERS = {
+    "cell": (3, 40, 5, 255, 65_535),
+    "high_gain": (0, 1, 1, 255),
+    "gain_code": (0, 1, 2, 3, 3, 200),
+    "trbit": (0, 1, 1, 0, 1, 2),
+}
+"""What an input of integers may be, where not every number of its dtype tells something."""
+SPECIAL_WORDS = (0xC000, 0xFFFF, 0x4000, 0x3FFF, 0x0000, 0x8123, 0x1FFF, 0x2000)
+ABSENT = ("gain_error", "relative_gain_error", "offset_error", "scaling_factor_error", "one_photon")
+"""Constants that are left to their default."""
+WRITTEN = Provenance("make.py", "1", "2026-01-01T00:00:00+00:00")
+
+
+def family(name: str) -> Callable[[Path, Path], None]:
+    """A formula of the catalogue, in small, on awkward constants; maps and words lie where files have them."""
+
+    def write(directory: Path, target: Path) -> None:  # noqa: ARG001
+        formula = catalog.get(name)
+        random = np.random.default_rng(list(name.encode()))
+        constants = {c.name: _constant(c, formula, random) for c in formula.constants if c.name not in ABSENT}
+        inputs = {i.name: _input(i, random) for i in formula.inputs}
+        pixels = [DIMS[d] for d in formula.checked.pixel_dims]
+        with h5py.File(target, "w", libver=("v110", "v110")) as file:
+            detector = write_skeleton(file, {}, tuple(pixels))["instrument/detector"]
+            raw = new_group(detector, names.RAW_GROUP, names.DATA)
+            paths, given = {}, {}
+            for item in formula.inputs:
+                values = inputs[item.name]
+                if item.dims == ("frame", *formula.checked.pixel_dims):
+                    chunks = (values.shape[0] // 2, *values.shape[1:])
+                    raw.create_dataset(item.name, data=values, chunks=chunks, compression="gzip", fletcher32=True)
+                    paths[item.name] = f"{raw.name}/{item.name}"
+                elif item.dims:
+                    detector[item.name] = values
+                    paths[item.name] = f"{detector.name}/{item.name}"
+                else:
+                    given[item.name] = (values, item.units)
+                    paths[item.name] = f"{names.GIVEN}/{item.name}"
+            collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
+            notes = dict.fromkeys(constants, WRITTEN)
+            write_calibration(collection, name, formula, paths, constants, given, notes, WRITTEN)
+
+    return write
+
+
+def _constant(item: Constant, formula: Formula, random: np.random.Generator) -> ConstantMap:
+    """Numbers of a usual size, some of them awkward."""
+    axes = [d for d in item.dims if d not in formula.checked.pixel_dims]
+    labels = tuple(tuple(range(7)) if formula.name == "epix10ka" else LABELS[a] for a in axes)
+    shape = [*(len(axis) for axis in labels), *(DIMS[d] for d in item.dims[len(axes) :])]
+    usual = 30_000 if item.name == "thresholds" else {"ADU": 500.0, "ADU/keV": 20.0}.get(item.units, 1.5)
+    values = random.normal(1, 0.5, shape) * usual
+    values = np.where(random.random(shape) < 0.1, random.choice(SPECIAL, shape), values) if shape else np.array(usual)
+    return ConstantMap(values.astype(np.float32), labels)
+
+
+def _input(item: Input, random: np.random.Generator) -> Array:
+    if item.dtype is None:
+        return np.array({"photon_energy": 12.4, "adu_per_kev": 7.5}[item.name])
+    shape = [DIMS[d] for d in item.dims]
+    if item.name == "pixel_mask":
+        return random.choice(np.array([0] * 9 + [1, 1 << 8, 1 << 31], np.uint32), shape)
+    known = np.array([n for n in NUMBERS.get(item.name, ()) if n < 256 or item.dtype != "uint8"])
+    if len(known):
+        return random.choice(known, shape).astype(item.dtype)
+    words = random.integers(0, 256 if item.dtype == "uint8" else 65_536, shape).astype(item.dtype)
+    return np.where(random.random(shape) < 0.1, random.choice(SPECIAL_WORDS, shape), words).astype(item.dtype)
+
+
 def write_expected(master: Path, target: Path) -> None:
     """What the reference evaluator makes of a file, for every output in every dtype."""
     opened = open_master(master)
@@ -250,6 +323,10 @@ def _drop(path: str) -> Callable[[h5py.Group], None]:
     return change
 
 
+FAMILIES = (
+    *("agipd", "cspad", "epix10ka", "gotthard2", "gotthard2_split", "jungfrau_cells_modules", "jungfrau_hg0"),
+    *("jungfrau_split", "linear", "lpd", "moench", "mpccd", "percival"),
+)
 REFUSALS: dict[str, tuple[Callable[[h5py.Group], None], bool]] = {
     "refuse_version": (_put("formula/format_version", 2), True),
     "refuse_operation": (_put("formula/required_operations", b"magic"), True),
@@ -262,6 +339,7 @@ CASES: dict[str, Callable[[Path, Path], None]] = {
     "operations": operations,
     "missing": missing,
     "cells": cells,
+    **{f"family_{name}": family(name) for name in FAMILIES},
 }
 
 

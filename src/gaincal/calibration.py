@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -61,6 +61,8 @@ class Calibration:
         Constants that are not there and have their declared default in every place.
     large : mapping of str to LargeConstant
         Constants that are read where they are needed: see `gaincal.grouped`.
+    counted : frozenset of str, optional
+        Flags that void a value, as far as the formula says so; all of them if None.
     """
 
     formula: Formula
@@ -70,6 +72,7 @@ class Calibration:
     labels: Mapping[str, Labels] = field(repr=False)
     defaulted: frozenset[str] = frozenset()
     large: Mapping[str, LargeConstant] = field(default_factory=dict)
+    counted: frozenset[str] | None = None
 
     @property
     def given(self) -> frozenset[str]:
@@ -92,7 +95,22 @@ class Calibration:
 
     def program(self, output: str | None = None, dtype: str | None = None, flagged: float | None = None) -> Program:
         """What computes an output; raises RequestError if it is not to be had."""
-        return program_for_output(self.formula, self.labels, self.given, output, dtype, flagged, self.defaulted)
+        program = program_for_output(self.formula, self.labels, self.given, output, dtype, flagged, self.defaulted)
+        if self.counted is None:
+            return program
+        flags = tuple((bit, replace(f, voids=f.voids and f.name in self.counted)) for bit, f in program.flags)
+        return replace(program, flags=flags)
+
+    def variance_program(self, output: str, flagged: float | None = None) -> Program | None:
+        """What computes the variance of an output, if the formula declares it and everything is there."""
+        declared = self.formula.variance(output)
+        if declared is None or declared.name not in self.available_outputs():
+            return None
+        return self.program(declared.name, None, flagged)
+
+    def counting(self, flags: frozenset[str], inputs: Mapping[str, Array]) -> Calibration:
+        """The same with other flags counted and some maps replaced by maps of the same shape and dtype."""
+        return replace(self, counted=flags, arrays=MappingProxyType({**self.arrays, **inputs}))
 
     def step_program(self, name: str, dtype: str) -> Program:
         """What delivers an integer step or words input as it is."""

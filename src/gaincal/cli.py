@@ -96,12 +96,12 @@ def _plain(content: Any) -> Any:
 @click.option(
     "--formula", metavar="NAME|FILE", help="A formula of the catalogue, or a TOML file; else what the run says."
 )
-@click.option(
-    "--source", default="auto", metavar="NAME", help="auto, plain, or the facility: euxfel, slsdet, swissfel."
-)
+@click.option("--source", default="auto", metavar="NAME", help="auto, plain, arrays, euxfel, slsdet or swissfel.")
 @click.option("--constant", multiple=True, metavar="NAME=FILE[::/PATH]", help="A constant of the formula. Repeatable.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An input (photon_energy) or metadata.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="An input with a value per frame.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="Another input, as the formula declares it."
+)
 @click.option("--mask", metavar="FILE[::/PATH]", help="Bad-pixel mask: true/false or NXmx bits.")
 @click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
 @click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
@@ -190,6 +190,9 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--frames", callback=_range, metavar="A:B", help="Only frames A to B - 1.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
 @click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@click.option("--profile", metavar="PROGRAM", help="Reproduce another program: jungfrau_utils, aare ...")
+@click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
+@click.option("--errors", is_flag=True, help="Write standard deviations, too.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Threads; default: all this process may use.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @_trust
@@ -203,6 +206,9 @@ def apply(
     frames: tuple[int | None, int | None] | None,
     settings: tuple[str, ...],
     calibration: str | None,
+    profile: str | None,
+    reasons: str | None,
+    errors: bool,
     jobs: int | None,
     overwrite: bool,
     trust: tuple[str, ...],
@@ -224,6 +230,9 @@ def apply(
             frames=frames,
             inputs=inputs,
             calibration=calibration,
+            profile=profile,
+            reasons=None if reasons is None else [name for name in reasons.split(",") if name],
+            errors=errors,
             jobs=jobs,
             overwrite=overwrite,
             trust=trust,
@@ -283,6 +292,7 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
         bad = f", {constant['not_finite']} not finite" if constant["not_finite"] else ""
         lines.append(f"  constant    {constant['name']} [{constant['units']}] {tuple(constant['shape'])}{bad}")
         lines.append(f"              from {constant['source']}")
+    lines += [f"  masked      {count} pixels {name}" for name, count in found["masked"].items()]
     flags = ", ".join(f["name"] + ("" if f["tested"] else " (not tested)") for f in found["flags"])
     lines.append(f"  flags       {flags}")
     lines += [f"  ids         {name}: {low} to {high}" for name, (low, high) in found["ids"].items()]

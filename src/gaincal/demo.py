@@ -83,6 +83,7 @@ def demo(directory: Path, *, frames: int = 40, overwrite: bool = False, progress
         constants={"pedestal": directory / PEDESTAL, "gain": directory / GAIN},
         settings=SETTINGS,
         ids={"pulse_id": f"{directory / RAW}::/data/JF01T01V01/pulse_id"},
+        source="plain",  # frames of a demonstration may be smaller than a module
         overwrite=True,
     )
     applied = apply(directory / MASTER, directory / APPLIED, output="counts", overwrite=True)

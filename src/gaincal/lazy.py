@@ -143,6 +143,8 @@ def open_calibrated(
     dtype: str | None = None,
     inputs: Mapping[str, float] | None = None,
     calibration: str | None = None,
+    profile: str | None = None,
+    reasons: Iterable[str] | None = None,
     trust: Iterable[str | os.PathLike[str]] = (),
 ) -> xr.DataArray:
     """Open the calibrated frames of a file, lazily.
@@ -163,6 +165,11 @@ def open_calibrated(
         Replace inputs of the formula, such as photon_energy in keV.
     calibration : str, optional
         Which calibration, where the file has several.
+    profile : str, optional
+        Reproduce what another program makes of the same words: ``jungfrau_utils``, ``aare`` ...
+    reasons : iterable of str, optional
+        Flags of the formula, and reasons of the pixel mask (``dead``, ``noisy`` ...), that make a pixel
+        bad; all of them if None.  Pixels with other reasons keep their value.
     trust : iterable of str or path
         Directories, beside the file's own, whose files may be opened.
 
@@ -193,6 +200,8 @@ def open_calibrated(
         dtype=dtype,
         inputs=inputs,
         calibration=calibration,
+        profile=profile,
+        reasons=reasons,
         trust=trust,
         extras=False,
     )
@@ -210,6 +219,8 @@ def open_calibrated_dataset(
     dtype: str | None = None,
     inputs: Mapping[str, float] | None = None,
     calibration: str | None = None,
+    profile: str | None = None,
+    reasons: Iterable[str] | None = None,
     trust: Iterable[str | os.PathLike[str]] = (),
     extras: bool = True,
 ) -> xr.Dataset:
@@ -217,11 +228,11 @@ def open_calibrated_dataset(
 
     Parameters
     ----------
-    path, output, flagged, chunks, dtype, inputs, calibration, trust
+    path, output, flagged, chunks, dtype, inputs, calibration, profile, reasons, trust
         As for `open_calibrated`.
     extras : bool
         Add ``flags`` (uint32, one bit per reason, see its ``flag_meanings``), ``stage`` (int8 or int32, -1
-        for none) and ``raw`` (the words).
+        for none), the words (``raw``), and the variance of the output where the formula declares one.
 
     Returns
     -------
@@ -242,6 +253,8 @@ def open_calibrated_dataset(
         dtype=dtype,
         inputs=inputs,
         calibration=calibration,
+        profile=profile,
+        reasons=None if reasons is None else tuple(reasons),
         trust=tuple(os.fspath(t) for t in trust),
         extras=extras,
     )
@@ -259,6 +272,8 @@ class GaincalBackend(BackendEntrypoint):
         "dtype",
         "inputs",
         "calibration",
+        "profile",
+        "reasons",
         "trust",
         "extras",
     )
@@ -273,11 +288,14 @@ class GaincalBackend(BackendEntrypoint):
         dtype: str | None = None,
         inputs: Mapping[str, float] | None = None,
         calibration: str | None = None,
+        profile: str | None = None,
+        reasons: Iterable[str] | None = None,
         trust: Iterable[str] = (),
         extras: bool = True,
     ) -> xr.Dataset:
         """Build the dataset; see `open_calibrated_dataset`."""
         options = {"trust": tuple(trust), "calibration": calibration, "inputs": dict(inputs or {})}
+        options |= {"profile": profile, "reasons": None if reasons is None else tuple(reasons)}
         handle = _Handle(os.fspath(filename_or_obj), options)
         master = handle.master
         program = master.calibration.program(output, dtype, flagged)
@@ -316,6 +334,11 @@ def _extras(handle: _Handle, program: Program) -> dict[str, xr.Variable]:
         "flag_meanings": " ".join(bits),
     }
     extras = {FLAGS: _variable(CalibratedArray(handle, program, FLAGS), master, meaning)}
+    variance = calibration.variance_program(program.value)
+    if variance is not None:
+        declared = calibration.formula.output(variance.value)
+        attributes = {"units": declared.units, "long_name": f"variance of {declared.variance_of}"}
+        extras[variance.value] = _variable(CalibratedArray(handle, variance, variance.value), master, attributes)
     stage = calibration.stage_step()
     if stage is not None:
         delivered = calibration.step_program(stage, _stage_dtype(calibration.formula, stage))

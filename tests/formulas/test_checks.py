@@ -171,7 +171,7 @@ def test_other_compute_types_are_refused(compute: str) -> None:
     assert refusal(BASE, compute=compute).where == "formula.compute"
 
 
-@pytest.mark.parametrize("dims", [(), ("frame",), ("y", "x"), ("frame", "y", "x")])
+@pytest.mark.parametrize("dims", [(), ("frame",), ("y",), ("frame", "y"), ("y", "x"), ("frame", "y", "x")])
 def test_dims_of_inputs(dims: tuple[str, ...]) -> None:
     formula = replace(BASE, inputs=(*BASE.inputs, Input("other", dims, "1")))
     assert formula.checked.pixel_dims == ("y", "x")
@@ -179,7 +179,7 @@ def test_dims_of_inputs(dims: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "dims", [("y",), ("x", "y"), ("frame", "y"), ("stage",), ("y", "x", "frame"), ("frame", "frame")]
+    "dims", [("x",), ("x", "y"), ("frame", "x"), ("stage",), ("y", "x", "frame"), ("frame", "frame")]
 )
 def test_other_dims_of_inputs_are_refused(dims: tuple[str, ...]) -> None:
     assert refusal(BASE, inputs=(*BASE.inputs, Input("other", dims, "1"))).where.startswith("inputs")

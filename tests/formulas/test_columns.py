@@ -360,7 +360,7 @@ def test_rows_of_one_output_stand_together() -> None:
     columns = stored()
     for cells in columns["outputs"].values():
         cells.append(cells.pop(row(stored(), "outputs", "energy")))
-    assert len(from_columns(columns).outputs) == 3
+    assert len(from_columns(columns).outputs) == 4
     for cells in columns["outputs"].values():
         cells.insert(0, cells[row(stored(), "outputs", "counts") - 1])
     assert refusal(columns).where == "outputs"

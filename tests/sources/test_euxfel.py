@@ -515,7 +515,7 @@ def test_strips_have_no_cells(tmp_path: Path) -> None:
     received = np.array([[1, 2, 0], [3, 4, 5]], "u8")
     split(tmp_path, f"{STRIPS}:daqOutput", [10, 11], received, (1280,), "GH201")
     run = recognised(tmp_path)
-    assert (run.detector, run.formula, run.pixels) == (STRIPS, "gotthard2", (1280,))
+    assert (run.detector, run.formula, run.pixels) == (STRIPS, "gotthard2_split", (1280,))
     assert run.inputs == {}
     np.testing.assert_array_equal(run.ids["cell_index"], [0, 1, 0, 1, 2])
     assert [p.target for p in run.words["adc"].parts] == [((0, 0), (2, 1280)), ((2, 0), (3, 1280))]

@@ -15,7 +15,7 @@ from gaincal.errors import FileError, TrustError
 from gaincal.formulas.formula import Constant
 from gaincal.nexus.trust import Resolver
 from gaincal.sources.constants import load_constant
-from gaincal.sources.files import Spec, datasets, find_words, load_ids, load_mask
+from gaincal.sources.files import Spec, datasets, find_words, load_mask, load_numbers
 
 Array = npt.NDArray[Any]
 PIXELS = (4, 6)
@@ -231,17 +231,17 @@ def test_ids_are_numbers_of_any_kind(tmp_path: Path, dtype: str) -> None:
     values = np.arange(5).astype(dtype)
     path = hdf5(tmp_path / "ids.h5", a=values, b=values[:, None])
     for name in ("/a", "/b"):
-        same_bits(load_ids(Spec(path, name), 5), values.astype(np.dtype(dtype).newbyteorder("=")))
+        same_bits(load_numbers(Spec(path, name), (5,)), values.astype(np.dtype(dtype).newbyteorder("=")))
 
 
 @pytest.mark.parametrize(
     "values", [np.zeros(4), np.zeros((5, 2)), np.float64(1.0), np.zeros(5, "S3"), np.zeros(5, bool)]
 )
 def test_ids_that_are_not_one_number_per_frame_are_refused(tmp_path: Path, values: Any) -> None:
-    with pytest.raises(FileError, match="there are 5 frames"):
-        load_ids(Spec(hdf5(tmp_path / "ids.h5", a=values), "/a"), 5)
+    with pytest.raises(FileError, match=r"expected numbers \(5,\)"):
+        load_numbers(Spec(hdf5(tmp_path / "ids.h5", a=values), "/a"), (5,))
 
 
 def test_ids_need_a_path(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="not a dataset"):
-        load_ids(Spec(hdf5(tmp_path / "ids.h5", a=np.zeros(5)), None), 5)
+        load_numbers(Spec(hdf5(tmp_path / "ids.h5", a=np.zeros(5)), None), (5,))

@@ -240,8 +240,8 @@ def test_frame_counters_of_modules_may_differ(tmp_path: Path) -> None:
 def test_only_the_words_are_needed(tmp_path: Path) -> None:
     changes = dict.fromkeys(("pulse_id", "frame_index", "daq_rec", "is_good_frame", "meta__module_map"))
     run = found(write(tmp_path / "run.h5", stripes(1, 3), **changes))
-    assert (dict(run.ids), dict(run.inputs), run.formula) == ({}, {}, "jungfrau")
-    assert run.notes == ("no daq_rec: taken to be without high gain",)
+    assert (dict(run.ids), dict(run.inputs), run.formula) == ({}, {}, None)
+    assert run.notes == ("no daq_rec: whether frames were taken with high gain is not known",)
 
 
 # --- which detector --------------------------------------------------------------------------

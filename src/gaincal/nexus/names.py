@@ -36,6 +36,9 @@ CHECKSUM = "integrity/checksum"
 GIVEN = "given"
 SOURCE_SUFFIX = "_source"
 IMAGE = "data"
+ERRORS = "data_errors"
+MASKED = "masked"
+"""The flag of a formula that asks the pixel mask."""
 
 UNIT_ATTRIBUTE = "units"
 AXES_ATTRIBUTE = "axes"
@@ -51,11 +54,12 @@ PIXEL_MASK_BITS = MappingProxyType(
     {
         0: "gap",
         1: "dead",
-        2: "under responding",
-        3: "over responding",
+        2: "under_responding",
+        3: "over_responding",
         4: "noisy",
-        6: "part of a cluster of problematic pixels",
-        8: "user defined",
-        31: "virtual pixel",
+        6: "cluster",
+        8: "user",
+        31: "virtual",
     }
 )
+"""The reasons that NXmx defines, by their bits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h5py
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gaincal.calibration import Calibration, RawLayout, bind
 from gaincal.errors import BindError, FileError, RequestError
+from gaincal.formulas import catalog
 from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Formula, Input
 from gaincal.nexus import names
@@ -79,6 +80,8 @@ def open_master(
     trust: Iterable[str | os.PathLike[str]] = (),
     calibration: str | None = None,
     inputs: Mapping[str, float] | None = None,
+    profile: str | None = None,
+    reasons: Iterable[str] | None = None,
 ) -> Master:
     """Open a file and bind its calibration: from here on only reading can fail.
 
@@ -91,6 +94,11 @@ def open_master(
         Which calibration, where the file has several.
     inputs : mapping of str to float, optional
         Values that replace inputs of the formula, such as the photon energy.
+    profile : str, optional
+        Formula that reproduces another program, in place of the stored one: see `catalog.profiles`.
+    reasons : iterable of str, optional
+        Flags of the formula, and reasons of the pixel mask (``dead``, ``noisy`` ...), that make a pixel
+        bad; all of them if None.  The others are told, but leave the value.
 
     Raises
     ------
@@ -101,7 +109,9 @@ def open_master(
         with reading(path):
             located = choose(resolver, calibration)
             stored = read_calibration(resolver, located.group)
-            return _bound(resolver, located, stored, inputs or {})
+            stored = stored if profile is None else _as_profile(stored, catalog.profile(profile))
+            master = _bound(resolver, located, stored, inputs or {})
+            return master if reasons is None else replace(master, calibration=_counting(master, frozenset(reasons)))
     except BindError as error:
         where = f"{os.fspath(path)}::{located.group.path}"
         resolver.close()
@@ -178,6 +188,45 @@ def _bound(resolver: Resolver, located: Located, stored: StoredCalibration, give
     ids = read_ids(resolver, located.detector, layout.frames)
     calibration = bind(formula, layout, dtypes, inputs, stored.constants)
     return Master(resolver, located, stored, calibration, words, ids)
+
+
+def _as_profile(stored: StoredCalibration, profile: Formula) -> StoredCalibration:
+    """The stored constants and inputs under another formula, which must mean the same by them."""
+    for part, mine in (("constants", profile.constants), ("inputs", profile.inputs)):
+        theirs = {i.name: i for i in getattr(stored.formula, part)}
+        for item in mine:
+            other = theirs.get(item.name, item)
+            if (other.dims, other.units, other.dtype) != (item.dims, item.units, item.dtype):
+                problem = f"profile '{profile.name}' takes {item.name} {item.dims} in {item.units}"
+                raise RequestError(f"{problem}; formula '{stored.formula.name}' has {other.dims} in {other.units}")
+    constants = {c.name: stored.constants[c.name] for c in profile.constants if c.name in stored.constants}
+    known = {i.name for i in profile.inputs}
+    return replace(
+        stored,
+        formula=profile,
+        constants=constants,
+        inputs={n: v for n, v in stored.inputs.items() if n in known},
+        paths={n: p for n, p in stored.paths.items() if n in known},
+    )
+
+
+def _counting(master: Master, reasons: frozenset[str]) -> Calibration:
+    """The calibration under which only some reasons make a pixel bad."""
+    calibration = master.calibration
+    flags = {f.name for f in calibration.formula.flags}
+    bits = {name: bit for bit, name in names.PIXEL_MASK_BITS.items()}
+    unknown = sorted(reasons - flags - set(bits))
+    if unknown:
+        raise RequestError(f"no reason '{unknown[0]}'; there are {', '.join([*sorted(flags), *bits])}")
+    chosen = sum(1 << bits[name] for name in reasons & set(bits))
+    mask = calibration.arrays.get(names.PIXEL_MASK)
+    if not chosen or mask is None or names.MASKED in reasons:
+        return calibration.counting(reasons & flags, {})
+    if names.MASKED not in flags:
+        raise RequestError(f"formula '{calibration.formula.name}' does not ask the pixel mask")
+    return calibration.counting(
+        frozenset(reasons & flags | {names.MASKED}), {names.PIXEL_MASK: mask & mask.dtype.type(chosen)}
+    )
 
 
 def _input_place(resolver: Resolver, stored: StoredCalibration, item: Input) -> Place | None:

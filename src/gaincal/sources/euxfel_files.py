@@ -82,7 +82,7 @@ FAMILIES = (
         *("memoryCell", 255, ("memoryCell", 255)),
     ),
     Family(
-        *("Gotthard-II", "gotthard2", "data", re.compile(_STRIPS), (1280,), 0, _SPLIT),
+        *("Gotthard-II", "gotthard2_split", "data", re.compile(_STRIPS), (1280,), 0, _SPLIT),
         *(None, 255, ("frameNumber", 0)),
     ),
 )

@@ -13,13 +13,18 @@ import numpy.typing as npt
 from gaincal.errors import FileError, RequestError
 from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Readable, Words
-from gaincal.sources import euxfel, slsdet, swissfel
+from gaincal.sources import arrays, euxfel, slsdet, swissfel
 from gaincal.sources.run import RawRun, RawWords
 
 Array = npt.NDArray[Any]
 AUTO, PLAIN = "auto", "plain"
 SOURCES: MappingProxyType[str, Callable[[Path, str | None], RawRun | None]] = MappingProxyType(
-    {"euxfel": euxfel.recognise, "slsdet": lambda path, _inside: slsdet.recognise(path), "swissfel": swissfel.recognise}
+    {
+        "arrays": arrays.recognise,
+        "euxfel": euxfel.recognise,
+        "slsdet": lambda path, _inside: slsdet.recognise(path),
+        "swissfel": swissfel.recognise,
+    }
 )
 
 

@@ -101,3 +101,12 @@ class RawRun:
 def by_frame(values: Array) -> Array:
     """(frame, module) as (frame,) where the modules of every frame agree."""
     return values[:, 0] if (values == values[:, :1]).all() else values
+
+
+def jungfrau_formula(inputs: Mapping[str, Array]) -> str | None:
+    """Formula that a JUNGFRAU run calls for: with storage cells, with high gain, or plain; None if nobody knows."""
+    if "high_gain" not in inputs:
+        return None
+    if "cell" in inputs:
+        return "jungfrau_cells"
+    return "jungfrau_hg0" if inputs["high_gain"].any() else "jungfrau"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError
 from gaincal.nexus.trust import reading
-from gaincal.sources.run import RawRun, RawWords, by_frame
+from gaincal.sources.run import RawRun, RawWords, by_frame, jungfrau_formula
 from gaincal.sources.slsdet_master import COLUMNS, ROWS, ROWS_PER_PACKET, Master, find_master, load_master, open_file
 from gaincal.sources.slsdet_ports import HEADER, Port, load_ports, packets_caught
 
@@ -130,16 +130,16 @@ def recognise(path: Path) -> RawRun | None:
     info = headers.info(master.interfaces)
     reader = Reader(master, tuple(p.files for p in ports), headers.places, headers.numbers)
     modules, frames = master.ports // master.interfaces, len(headers.numbers)
-    high = bool((info & 1).any())
+    inputs = _inputs(info)
     return RawRun(
         kind="slsdet",
         description=f"slsDetectorPackage {master.version:g}, {master.file.name}: {frames} frames, {modules} module(s)",
         detector="Jungfrau",
-        formula="jungfrau_hg0" if high else "jungfrau",
+        formula=jungfrau_formula(inputs),
         frames=frames,
         pixels=master.pixels,
         words={"raw": RawWords(np.dtype(np.uint16), read=reader)},
-        inputs=_inputs(info),
+        inputs=inputs,
         ids=_ids(headers),
         files=(master.file, *(f for p in ports for f in p.files)),
         notes=tuple(_notes(master, ports, headers, info)),
@@ -147,10 +147,10 @@ def recognise(path: Path) -> RawRun | None:
 
 
 def _inputs(info: Array) -> dict[str, Array]:
-    """The storage cell, where more than one was used (the master does not say), and high gain, where it was."""
+    """The storage cell, where more than one was used (the master does not say), and whether high gain was."""
     cells, high = (info >> 8 & 15).astype(np.uint8), (info & 1).astype(np.uint8)
     several = {"cell": by_frame(cells)} if (cells != cells[:1, :1]).any() else {}
-    return several | ({"high_gain": by_frame(high)} if high.any() else {})
+    return {"high_gain": by_frame(high)} | several
 
 
 def _ids(headers: Headers) -> dict[str, Array]:

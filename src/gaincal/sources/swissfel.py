@@ -15,7 +15,7 @@ from gaincal.errors import FileError
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Words
-from gaincal.sources.run import Part, RawRun, RawWords, by_frame
+from gaincal.sources.run import Part, RawRun, RawWords, by_frame, jungfrau_formula
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
@@ -92,13 +92,12 @@ def _run(resolver: Resolver, name: str, group: Place) -> RawRun:
     columns = _columns(resolver, group, frames, stripes != ABSENT)
     good = columns.get("is_good_frame", np.ones((frames, 1), bool)) != 0
     inputs = _inputs(columns, stripes != ABSENT)
-    high = "high_gain" in inputs and bool(inputs["high_gain"].any())
     present = np.count_nonzero(stripes != ABSENT)
     return RawRun(
         kind="swissfel",
         description=f"SwissFEL JUNGFRAU {name}: {frames} frames, {present} of {modules} module(s)",
         detector=name,
-        formula="jungfrau_hg0" if high else "jungfrau",
+        formula=jungfrau_formula(inputs),
         frames=frames,
         pixels=(ROWS, COLUMNS) if modules == 1 else (modules, ROWS, COLUMNS),
         words={"raw": RawWords(words.dtype, tuple(_parts(words, stripes)))},
@@ -232,6 +231,6 @@ def _notes_of_frames(columns: Mapping[str, Array], good: Flags) -> Iterator[str]
         count = np.count_nonzero(differs)
         yield f"frame_index differs between modules in {count} of {frames} frames; that of the first is given"
     if "daq_rec" not in columns:
-        yield "no daq_rec: taken to be without high gain"
+        yield "no daq_rec: whether frames were taken with high gain is not known"
     elif forced := np.count_nonzero((columns["daq_rec"].astype(np.int64) >> 12 & 3).any(axis=1)):
         yield f"the gain was forced in {forced} of {frames} frames: is it a pedestal run?"

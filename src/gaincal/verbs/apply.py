@@ -93,6 +93,9 @@ def apply(
     frames: tuple[int | None, int | None] | None = None,
     inputs: Mapping[str, float] | None = None,
     calibration: str | None = None,
+    profile: str | None = None,
+    reasons: Iterable[str] | None = None,
+    errors: bool = False,
     jobs: int | None = None,
     overwrite: bool = False,
     trust: Iterable[str | os.PathLike[str]] = (),
@@ -118,6 +121,12 @@ def apply(
         Replace inputs of the formula, such as photon_energy in keV.
     calibration : str, optional
         Which calibration, where the file has several.
+    profile : str, optional
+        Reproduce what another program makes of the same words: ``jungfrau_utils``, ``aare`` ...
+    reasons : iterable of str, optional
+        Flags of the formula, and reasons of the pixel mask, that make a pixel bad; all of them if None.
+    errors : bool
+        Write standard deviations, too, as ``data_errors``.
     jobs : int, optional
         Threads to compute with; all that the process may use if None.
     overwrite : bool
@@ -135,21 +144,33 @@ def apply(
     ------
     FileError, TrustError, BindError, RequestError, OutputError
     """
-    master = open_master(path, trust=trust, calibration=calibration, inputs=inputs)
+    master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons)
     with master.resolver:
         program = master.calibration.program(output, dtype, flagged)
+        variance = _variance(master, program) if errors else None
         first, count = _range(frames, master.calibration.layout.frames)
         chosen = Path(target) if target is not None else _beside(Path(path), program.value)
         refuse_existing(chosen, overwrite)
         refuse_input(chosen, master.resolver.opened)
-        evaluation = Evaluation(master.calibration, master.words, program, jobs or available_threads())
+        threads = jobs or available_threads()
+        evaluation = Evaluation(master.calibration, master.words, program, threads)
+        spread = Evaluation(master.calibration, master.words, variance, threads) if variance else None
         with atomic_output(chosen, overwrite=overwrite) as written:
             entry = _copy_entry(written.file, master, first, count)
-            tally = _write_frames(written, entry, evaluation, first, count, progress)
+            tally = _write_frames(written, entry, evaluation, spread, first, count, progress)
             if inputs and names.PHOTON_ENERGY in inputs:
                 wavelength = names.KEV_ANGSTROM / inputs[names.PHOTON_ENERGY]
                 write_metadata(entry, written.file[master.detector.path], {"wavelength": wavelength})
             return _finish(entry, master, program, tally, chosen, (first, count))
+
+
+def _variance(master: Master, program: Program) -> Program:
+    found = master.calibration.variance_program(program.value)
+    if found is None:
+        formula = master.calibration.formula
+        listed = ", ".join(str(o.variance_of) for o in formula.outputs if o.variance_of) or "none"
+        raise RequestError(f"there is no variance of {program.value} to be had; formula '{formula.name}' has {listed}")
+    return found
 
 
 def _beside(master: Path, output: str) -> Path:
@@ -182,6 +203,7 @@ def _write_frames(
     written: AtomicFile,
     entry: h5py.Group,
     evaluation: Evaluation,
+    spread: Evaluation | None,
     first: int,
     count: int,
     progress: Progress | None,
@@ -199,17 +221,32 @@ def _write_frames(
         fletcher32=True,
         **_compression(evaluation),
     )
+    deviations = None if spread is None else _create_errors(group, spread, count)
     tally = _Tally(pixels)
     origin = (0,) * len(pixels)
     for begin, number in split_frames(first, count, FRAMES_AT_ONCE):
         values, flags = evaluation.read((begin, *origin), (number, *pixels), with_flags=True)
         assert flags is not None
-        dataset[begin - first : begin - first + number] = values
+        here = slice(begin - first, begin - first + number)
+        dataset[here] = values
+        if spread is not None and deviations is not None:
+            deviations[here] = np.sqrt(spread.read((begin, *origin), (number, *pixels))[0])
         written.check()
         tally.add(flags)
         if progress is not None:
             progress(begin - first + number, count)
     return tally
+
+
+def _create_errors(group: h5py.Group, spread: Evaluation, count: int) -> h5py.Dataset:
+    """Where the standard deviations go: NXdata's name for the errors of its signal."""
+    shape = (count, *spread.shape[1:])
+    dataset = group.create_dataset(names.ERRORS, shape, spread.dtype, chunks=(1, *shape[1:]), fletcher32=True)
+    variance = spread.calibration.formula.output(spread.program.value)
+    of = spread.calibration.formula.output(variance.variance_of)
+    dataset.attrs[names.UNIT_ATTRIBUTE] = of.units
+    dataset.attrs["long_name"] = f"standard deviation of {of.name} ({of.units})"
+    return dataset
 
 
 def _compression(evaluation: Evaluation) -> dict[str, Any]:

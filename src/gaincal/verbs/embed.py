@@ -30,7 +30,7 @@ from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Readable, Words
 from gaincal.nexus.write import parse_metadata, parse_number
 from gaincal.sources.constants import load_constant
-from gaincal.sources.files import Spec, find_words, load_ids, load_mask
+from gaincal.sources.files import Spec, find_words, load_mask, load_numbers
 from gaincal.sources.recognise import AUTO, readers, recognise
 from gaincal.sources.run import RawRun
 
@@ -102,7 +102,7 @@ def embed(
     settings : mapping of str to object, optional
         Scalar inputs of the formula (photon_energy in keV) and metadata (see `METADATA`).
     inputs : mapping of str to str or path, optional
-        ``FILE::/path`` of inputs that have one value per frame, such as a memory cell.
+        ``FILE[::/path]`` of other inputs: per frame, per frame and module, or maps of the pixels.
     mask : str or path, optional
         Bad-pixel mask, bool or NXmx bits.
     ids : mapping of str to str or path, optional
@@ -141,13 +141,13 @@ def embed(
         layout = _layout(words)
         given = _recorded(chosen, run)
         stated, metadata = _settings(chosen, settings or {}, resolver, template)
-        given |= stated | _per_frame(chosen, inputs or {}, layout)
+        given |= stated | _stated_inputs(chosen, inputs or {}, layout)
         bad = load_mask(Spec.parse(os.fspath(mask)), layout.pixels) if mask is not None else None
         bad = _existing_mask(resolver, template, layout) if bad is None else bad
         loaded, provenance = _constants(chosen, constants, layout)
         calibration = _bound(chosen, layout, words, given, bad, loaded)
         _check_ids(chosen, ids or {})
-        numbers = {n: load_ids(Spec.parse(os.fspath(s)), layout.frames) for n, s in (ids or {}).items()}
+        numbers = {n: load_numbers(Spec.parse(os.fspath(s)), (layout.frames,)) for n, s in (ids or {}).items()}
         if not in_place:
             read = [*resolver.opened, *(run.files if run else ())]
             refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {})])
@@ -230,7 +230,8 @@ def _told(formula: Formula, run: RawRun | None) -> list[str]:
     """What a user should know of the run."""
     if run is None:
         return []
-    unused = sorted(run.inputs.keys() - {i.name for i in formula.inputs})
+    known = {i.name for i in formula.inputs}
+    unused = sorted(name for name, values in run.inputs.items() if name not in known and np.any(values))
     notes = [f"recognised: {run.description}; formula {formula.name}", *run.notes]
     notes += [f"the run records {n}, which formula '{formula.name}' does not use" for n in unused]
     return notes
@@ -264,17 +265,22 @@ def _bound(
     return bind(formula, layout, {n: w.dtype for n, w in words.items()}, given, constants)
 
 
-def _per_frame(
+def _stated_inputs(
     formula: Formula, given: Mapping[str, str | os.PathLike[str]], layout: RawLayout
 ) -> dict[str, tuple[Array, str]]:
-    """Inputs with one value per frame, from files."""
-    declared = {i.name: i for i in formula.inputs if i.dims in ((), (FRAME,))}
-    for name in given:
+    """Inputs from files: by frame, by frame and module, or maps of the pixels."""
+    dims = formula.checked.pixel_dims
+    declared = {i.name: i for i in formula.inputs if not is_words(i, dims)}
+    found = {}
+    for name, source in given.items():
         if name not in declared:
             listed = ", ".join(declared) or "none"
-            raise RequestError(f"formula '{formula.name}' has no input '{name}' per frame; it has {listed}")
-    specs = {name: Spec.parse(os.fspath(source)) for name, source in given.items()}
-    return {n: (load_ids(spec, layout.frames), declared[n].units) for n, spec in specs.items()}
+            raise RequestError(f"formula '{formula.name}' has no input '{name}'; it has {listed}")
+        item = declared[name]
+        pixels = layout.pixels[: len(set(item.dims) & set(dims))]
+        shape = (*((layout.frames,) if FRAME in item.dims or not pixels else ()), *pixels)
+        found[name] = (load_numbers(Spec.parse(os.fspath(source)), shape), item.units)
+    return found
 
 
 def _files(

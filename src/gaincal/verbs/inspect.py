@@ -156,7 +156,16 @@ def _describe_formula(master: Master) -> dict[str, Any]:
         "flags": [{"name": f.name, "voids": f.voids, "tested": f.name in tested} for f in formula.flags],
         "inputs": {i.name: _input_value(master, i.name) for i in formula.inputs if i.name not in calibration.words},
         "constants": [_describe_constant(master, c.name) for c in formula.constants],
+        "masked": _count_masked(calibration.arrays.get(names.PIXEL_MASK)),
     }
+
+
+def _count_masked(mask: Any) -> dict[str, int]:
+    """Pixels per reason of the pixel mask; a pixel can have several."""
+    if mask is None:
+        return {}
+    counts = {name: int(np.count_nonzero(mask >> np.uint32(bit) & 1)) for bit, name in names.PIXEL_MASK_BITS.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _input_value(master: Master, name: str) -> Any:

@@ -1,4 +1,8 @@
-"""Complete formulas, one TOML file per detector family."""
+"""Complete formulas, one TOML file per detector family.
+
+A formula for frames (y, x) is also there for frames of several modules, as ``NAME_modules``: the same
+text with one dim more, so that there is no second copy of the rules.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from gaincal.errors import RequestError
 from gaincal.formulas.document import read_document
 from gaincal.formulas.formula import Formula
 
+MODULES = "_modules"
+
 
 def names() -> list[str]:
     """Names of all formulas that gaincal brings along."""
-    files = (f.name for f in resources.files(__name__).iterdir())
-    return sorted(f.removesuffix(".toml") for f in files if f.endswith(".toml"))
+    files = {f.name.removesuffix(".toml") for f in resources.files(__name__).iterdir() if f.name.endswith(".toml")}
+    return sorted(files | {name + MODULES for name in files if _WORDS in _text(name)})
 
 
 def source(name: str) -> str:
@@ -25,9 +31,24 @@ def source(name: str) -> str:
     """
     if name not in names():
         raise RequestError(f"no formula '{name}' in the catalogue; it has {', '.join(names())}")
-    return resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return with_modules(_text(name.removesuffix(MODULES))) if name.endswith(MODULES) else _text(name)
 
 
 def get(name: str) -> Formula:
     """A formula of the catalogue, by name; raises RequestError if there is none."""
     return read_document(source(name))
+
+
+_WORDS = 'dims  = ["frame", "y", "x"]'
+
+
+def with_modules(text: str) -> str:
+    """The text of a formula for frames (y, x), for frames (module, y, x); what comes by frame comes by module too."""
+    head, formula, rest = text.partition("[formula]")
+    name = next(line for line in rest.splitlines() if line.startswith("name "))
+    rest = rest.replace(name, f'{name[:-1]}{MODULES}"', 1).replace('"y", "x"]', '"module", "y", "x"]')
+    return f"{head}{formula}{rest}".replace('["frame"]', '["frame", "module"]')
+
+
+def _text(name: str) -> str:
+    return resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
