@@ -11,10 +11,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import cases
 from measure import speed_ratio, take_turns
-from test_kernel import FRAMES, numpy_select, tasks
+from test_kernel import FRAMES, family_tasks, numpy_select, tasks
+
+from gaincal.formulas import catalog
 
 ROUNDS = 9
 NUMPY_FRAMES = 8
+FAMILY_FRAMES = 64
 
 
 def main() -> None:
@@ -30,6 +33,11 @@ def main() -> None:
         small = take_turns(tasks(case, NUMPY_FRAMES) | {"numpy": numpy_select(case, NUMPY_FRAMES)}, ROUNDS)
         found[case]["kernel over numpy"] = speed_ratio(small, "kernel", "numpy")
         print(f"{case:16}", "  ".join(f"{name} {ratio:.2f}" for name, ratio in found[case].items()))
+    print(f"every formula of the catalogue, unswitched, {FAMILY_FRAMES} frames")
+    for name in catalog.names():
+        times = take_turns(family_tasks(name, FAMILY_FRAMES), ROUNDS)
+        found[name] = {"kernel": speed_ratio(times, "kernel", "copy")}
+        print(f"{name:28} {found[name]['kernel']:.2f}")
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=2))
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import cases
+import families
 import numpy as np
 import numpy.typing as npt
 import pytest
 from measure import speed_ratio, take_turns
 from numba import njit
 
+from gaincal.formulas import catalog
 from gaincal.kernels import blocks
 from gaincal.kernels.memory import aligned, empty_aligned
 
@@ -84,3 +86,25 @@ def test_copy(benchmark: Any, case: str) -> None:
 def test_numpy(benchmark: Any) -> None:
     benchmark.group = "kernel, 2 % clustered switched"
     benchmark(numpy_select("2 % clustered", 4))
+
+
+def family_tasks(name: str, frames: int) -> dict[str, Callable[[], object]]:
+    """The kernel of a formula of the catalogue, and copying as many words."""
+    calibration, words = families.block(name, frames)
+    program = calibration.program()
+    words = {n: aligned(w, w.dtype) for n, w in words.items()}
+    arrays = calibration.block(program, words, slice(None))
+    first = next(iter(words.values()))
+    out = empty_aligned((frames, first[0].size), np.dtype(program.dtype))
+    return {
+        "copy": lambda: copy(first.reshape(-1), out.reshape(-1)),
+        "kernel": lambda: blocks.evaluate(program, arrays, out),
+    }
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_family(benchmark: Any, name: str) -> None:
+    benchmark.group = "kernel of every formula of the catalogue"
+    tasks_of_family = family_tasks(name, 4)
+    tasks_of_family["kernel"]()
+    benchmark(tasks_of_family["kernel"])

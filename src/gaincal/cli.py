@@ -103,6 +103,7 @@ def _plain(content: Any) -> Any:
     "--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="Another input, as the formula declares it."
 )
 @click.option("--mask", metavar="FILE[::/PATH]", help="Bad-pixel mask: true/false or NXmx bits.")
+@click.option("--mask-bits", metavar="NAME", help="Whose bits the mask has, if not NXmx's: euxfel, psi, lcls ...")
 @click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
 @click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing master.")
@@ -118,6 +119,7 @@ def embed(
     settings: tuple[str, ...],
     inputs: tuple[str, ...],
     mask: str | None,
+    mask_bits: str | None,
     ids: tuple[str, ...],
     copy_raw: bool,
     overwrite: bool,
@@ -144,6 +146,7 @@ def embed(
         settings=_pairs(settings, "--set"),
         inputs=_pairs(inputs, "--input"),
         mask=mask,
+        mask_bits=mask_bits,
         ids=_pairs(ids, "--id"),
         copy_raw=copy_raw,
         in_place=in_place,

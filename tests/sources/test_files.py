@@ -15,7 +15,8 @@ from gaincal.errors import FileError, TrustError
 from gaincal.formulas.formula import Constant
 from gaincal.nexus.trust import Resolver
 from gaincal.sources.constants import load_constant
-from gaincal.sources.files import Spec, datasets, find_words, load_mask, load_numbers
+from gaincal.sources.files import Spec, datasets, find_words, load_numbers
+from gaincal.sources.masks import read_mask
 
 Array = npt.NDArray[Any]
 PIXELS = (4, 6)
@@ -196,13 +197,13 @@ def test_the_provenance_names_file_and_kind(tmp_path: Path) -> None:
 def test_true_is_bad(tmp_path: Path) -> None:
     bad = np.eye(4, 6, dtype=bool)
     np.save(tmp_path / "mask.npy", bad)
-    same_bits(load_mask(Spec(tmp_path / "mask.npy", None), PIXELS), bad.astype(np.uint32) * np.uint32(256))
+    same_bits(read_mask(Spec(tmp_path / "mask.npy", None), PIXELS).mask, bad.astype(np.uint32) * np.uint32(256))
 
 
 def test_a_boolean_mask_in_hdf5_is_the_same(tmp_path: Path) -> None:
     bad = np.eye(4, 6, dtype=bool)
     path = hdf5(tmp_path / "mask.h5", pixel_mask=bad)
-    same_bits(load_mask(Spec(path, None), PIXELS), bad.astype(np.uint32) * np.uint32(256))
+    same_bits(read_mask(Spec(path, None), PIXELS).mask, bad.astype(np.uint32) * np.uint32(256))
 
 
 @pytest.mark.parametrize("bit", range(32))
@@ -210,10 +211,10 @@ def test_mask_bits_are_those_of_nexus(tmp_path: Path, bit: int) -> None:
     mask = np.full(PIXELS, 1 << bit, np.uint32)
     np.save(tmp_path / "mask.npy", mask)
     if bit in (0, 1, 2, 3, 4, 6, 8, 31):
-        same_bits(load_mask(Spec(tmp_path / "mask.npy", None), PIXELS), mask)
+        same_bits(read_mask(Spec(tmp_path / "mask.npy", None), PIXELS).mask, mask)
         return
     with pytest.raises(FileError) as caught:
-        load_mask(Spec(tmp_path / "mask.npy", None), PIXELS)
+        read_mask(Spec(tmp_path / "mask.npy", None), PIXELS)
     assert caught.value.code == "mask-bits"
 
 
@@ -223,7 +224,7 @@ def test_mask_bits_are_those_of_nexus(tmp_path: Path, bit: int) -> None:
 def test_mask_values_out_of_range_are_refused(tmp_path: Path, mask: Array) -> None:
     np.save(tmp_path / "mask.npy", mask)
     with pytest.raises(FileError):
-        load_mask(Spec(tmp_path / "mask.npy", None), PIXELS)
+        read_mask(Spec(tmp_path / "mask.npy", None), PIXELS)
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i8", "u8", "f8", ">u4"])

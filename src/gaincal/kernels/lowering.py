@@ -82,7 +82,7 @@ class Lowering(Vectors):
         entries, index = self.tables[step.arguments[0]], self.argument(values, step.arguments[1])
         found = self.lookup(entries, index)
         inside = literal_value(step.arguments[1]) is None and self.types[step.arguments[1]].high < len(entries)
-        if inside and len(entries) <= MAX_COMPARED:
+        if inside:
             self.looked_up[found] = index, entries[: self.types[step.arguments[1]].high + 1]
         return found
 
@@ -102,16 +102,21 @@ class Lowering(Vectors):
         if number is None:
             return super().compare(symbol, a, b)
         index, entries = self.looked_up[a]
-        chosen = [place for place, entry in enumerate(entries) if _HOLDS[symbol](entry, number)]
-        return self._among(index, chosen, len(entries))
+        holds = [_HOLDS[symbol](entry, number) for entry in entries]
+        inside, outside = _runs(holds), _runs([not h for h in holds])
+        if min(len(inside), len(outside)) > MAX_COMPARED:
+            return super().compare(symbol, a, b)
+        if len(outside) < len(inside):
+            return self.negation(self._among(index, outside))
+        return self._among(index, inside)
 
-    def _among(self, index: Value, chosen: list[int], count: int) -> Value:
-        """Whether an index below `count` is one of those chosen."""
-        if 2 * len(chosen) > count:
-            return self.negation(self._among(index, [k for k in range(count) if k not in chosen], count))
+    def _among(self, index: Value, runs: list[tuple[int, int]]) -> Value:
+        """Whether an index lies in one of some ranges."""
         found = self.constant(self.shaped(index, BIT), 0)
-        for place in chosen:
-            found = self.b.or_(found, super().compare("==", index, self.constant(index.type, place)))
+        for first, last in runs:
+            moved = self.b.sub(index, self.constant(index.type, first)) if first else index
+            limit = self.constant(index.type, last - first)
+            found = self.b.or_(found, self.b.icmp_unsigned("<=", moved, limit))
         return found
 
     def _bits(self, step: Step, values: Mapping[str, Value]) -> Value:
@@ -230,6 +235,12 @@ class Lowering(Vectors):
         part = self.intrinsic("llvm.fabs", self.b.fsub(a, whole))
         away = self.b.fadd(whole, self.intrinsic("llvm.copysign", self.constant(a.type, 1), a))
         return self.b.select(self.compare(">=", part, self.constant(a.type, 0.5)), away, whole)
+
+
+def _runs(holds: list[bool]) -> list[tuple[int, int]]:
+    """First and last place of every run of places that hold."""
+    edges = [k for k in range(len(holds)) if holds[k] != (k > 0 and holds[k - 1])] + [len(holds)] * holds[-1]
+    return [(first, end - 1) for first, end in zip(edges[::2], edges[1::2], strict=True)]
 
 
 _SPECIAL: dict[str, Callable[..., Value]] = {

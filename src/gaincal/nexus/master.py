@@ -23,6 +23,7 @@ from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
 from gaincal.nexus.run import copy_frames, map_words
+from gaincal.nexus.scaling import write_scaling
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Readable, Words
 from gaincal.nexus.write import (
@@ -111,6 +112,7 @@ def write_master(
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
     checksum = _write_calibration(detector, raw_paths, content)
+    write_scaling(detector, content.calibration.formula, content.constants)
     lacking = missing_metadata(partial(has_own, entry), detector.name.removeprefix(f"{entry.name}/"))
     if lacking:
         notes.append("NXmx needs, and nobody stated: " + ", ".join(lacking))

@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError
-from gaincal.nexus import names
 from gaincal.nexus.dataset import element_type
-from gaincal.nexus.fields import MAX_FIELD_BYTES, read_array
+from gaincal.nexus.fields import read_array
 from gaincal.nexus.trust import Place, Resolver, reading
-from gaincal.sources.mask_bits import BOOLEAN, NXMX, Translation, translate
 
 Array = npt.NDArray[Any]
 SEPARATOR = "::"
@@ -24,12 +22,6 @@ NPY_MAGIC = b"\x93NUMPY"
 PSI_CONSTANTS = "/gains"
 MAX_SEARCHED = 2000
 MAX_DEPTH = 12
-MODULE_DIMS = ("module", "y", "x")
-AXIS_NAMES = "dims"
-NOT_A_PIXEL_MASK = (
-    "a mask by cell or stage is no pixel_mask, which has the axes of a frame: combine it yourself, with "
-    "numpy.bitwise_or.reduce for pixels that are bad in any of them, and save that as .npy"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,75 +99,6 @@ def read_npy(file: Path) -> Array:
             if stream.read(len(NPY_MAGIC)) != NPY_MAGIC:
                 raise FileError(file, "", "is not a NumPy array file", code="not-npy")
         return np.asarray(np.load(file, allow_pickle=False))
-
-
-def load_mask(spec: Spec, pixels: tuple[int, ...], convention: str | None = None) -> Array:
-    """Read a bad-pixel mask as an NXmx ``pixel_mask``: uint32 (pixels); see `read_mask`."""
-    return read_mask(spec, pixels, convention).mask
-
-
-def read_mask(spec: Spec, pixels: tuple[int, ...], convention: str | None = None) -> Translation:
-    """Read a bad-pixel mask, and translate it to the bits of NXmx.
-
-    Parameters
-    ----------
-    spec : Spec
-        HDF5, by default ``/pixel_mask``, or ``.npy``.
-    pixels : tuple of int
-        Shape of a frame; a mask of frames with modules may also have its modules stacked, (module * y, x).
-    convention : str, optional
-        Whose bits they are (`mask_bits.conventions`); else a boolean mask (true: bad) sets the bit 'user', and
-        an integer mask must use the bits that NXmx defines.
-
-    Raises
-    ------
-    RequestError
-        If there is no such convention.
-    FileError
-        If the shape is another, or bits are set that the convention does not define.
-    """
-    values = _mask_values(spec, pixels)
-    default = BOOLEAN if values.dtype.kind == "b" else NXMX
-    return translate(values, convention or default, file=spec.file, place=spec.path or "")
-
-
-def _mask_values(spec: Spec, pixels: tuple[int, ...]) -> Array:
-    if spec.file.suffix == ".npy":
-        values = read_npy(spec.file)
-        _check_mask_shape(spec, values, pixels)
-    else:
-        with Resolver(spec.file) as resolver, reading(spec.file):
-            place = resolver.get(spec.path or f"/{names.PIXEL_MASK}")
-            if AXIS_NAMES in place.dataset.attrs:
-                values = _mask_by_axes(spec, place, pixels)
-            else:
-                _check_mask_shape(spec, place.dataset, pixels)
-                # Masks of 64 bits per pixel can be larger than other fields.
-                values = read_array(place, max(MAX_FIELD_BYTES, 8 * int(np.prod(pixels))))
-    if values.dtype.kind not in "biu":
-        raise FileError(spec.file, spec.path or "", f"is {values.dtype}, no mask", code="wrong-shape")
-    return values.reshape(pixels)
-
-
-def _check_mask_shape(spec: Spec, values: Array | h5py.Dataset, pixels: tuple[int, ...]) -> None:
-    stacked = (pixels[0] * pixels[1], pixels[2]) if len(pixels) == len(MODULE_DIMS) else pixels
-    if values.shape in (pixels, stacked):
-        return
-    problem = f"is {values.dtype}{values.shape}, the frames are {pixels}"
-    remedy = NOT_A_PIXEL_MASK if values.shape and len(values.shape) > len(pixels) else ""
-    raise FileError(spec.file, spec.path or "", problem, remedy, code="wrong-shape")
-
-
-def _mask_by_axes(spec: Spec, place: Place, pixels: tuple[int, ...]) -> Array:
-    """A mask that names its axes; refused where there are others than those of a frame."""
-    from gaincal.sources import euxfel_constants  # which imports this module
-
-    try:
-        return euxfel_constants.load(spec.file, place.path, MODULE_DIMS[-len(pixels) :], pixels)[0]
-    except FileError as error:
-        if error.code != "wrong-shape":
-            raise
-        raise place.error(error.problem, NOT_A_PIXEL_MASK, code="wrong-shape") from None
 
 
 def load_numbers(spec: Spec, shape: tuple[int, ...]) -> Array:

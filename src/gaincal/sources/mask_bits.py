@@ -111,9 +111,7 @@ def _convention(name: str, entry: dict[str, Any]) -> Convention:
     return Convention(name, entry["title"], entry["about"], entry["source"], reasons, refused, one_of)
 
 
-def translate(
-    values: Array, convention: str, *, file: str | os.PathLike[str] = "mask", place: str = ""
-) -> Translation:
+def translate(values: Array, convention: str, *, file: str | os.PathLike[str] = "mask", place: str = "") -> Translation:
     """Translate a mask to the bits of NXmx.
 
     Parameters
@@ -243,7 +241,8 @@ def _present(words: Array) -> int:
 
 
 def _has(words: Array, bit: int) -> npt.NDArray[np.bool_]:
-    return (words & words.dtype.type(1 << bit)) != 0
+    found: npt.NDArray[np.bool_] = np.not_equal(words & words.dtype.type(1 << bit), 0)
+    return found
 
 
 def _bits(word: int) -> Iterator[int]:

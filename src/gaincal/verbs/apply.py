@@ -23,12 +23,13 @@ from gaincal.nexus.evaluate import Evaluation, split_frames
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
+from gaincal.nexus.scaling import FIELDS
 from gaincal.nexus.write import array_field, copy_tree, field, write_metadata
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 FRAMES_AT_ONCE = 16
-ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value")
+ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value", *FIELDS.values())
 """Facts of a detector that hold for its words, not for what becomes of them."""
 MISSING_MASK_BIT = 1
 """Where every frame is missing the pixel counts as dead."""

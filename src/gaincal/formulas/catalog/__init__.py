@@ -6,6 +6,7 @@ text with one dim more, so that there is no second copy of the rules.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 
 from gaincal.errors import RequestError
@@ -52,3 +53,26 @@ def with_modules(text: str) -> str:
 
 def _text(name: str) -> str:
     return resources.files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
+def profiles() -> list[str]:
+    """Names of the formulas for constants of `jungfrau`: what other programs make of its words, and wide pixels."""
+    files = resources.files(__name__).joinpath("profiles").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def profile(name: str) -> Formula:
+    """A formula of `profiles`, or with ``_modules`` the same for several; what its text leaves out is as in `jungfrau`.
+
+    Raises
+    ------
+    RequestError
+        If there is no profile of that name.
+    """
+    if name.removesuffix(MODULES) not in profiles():
+        raise RequestError(f"no profile '{name}'; there are {', '.join(profiles())}")
+    text = _text(f"profiles/{name.removesuffix(MODULES)}")
+    sections = re.split(r"^(?=\[)", _text("jungfrau"), flags=re.MULTILINE)[1:]
+    own = set(re.findall(r"^\[.*?\]", text, re.MULTILINE))
+    text = "\n".join([text, *(s for s in sections if s.partition("]")[0] + "]" not in own)])
+    return read_document(with_modules(text) if name.endswith(MODULES) else text)

@@ -1,0 +1,49 @@
+"""A small picture of calibrated frames, so that who opens a master sees something that is no raw word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.calibration import Calibration
+from gaincal.nexus.evaluate import Evaluation
+from gaincal.nexus.words import Readable
+
+Array = npt.NDArray[Any]
+PREVIEW_FRAMES = 8
+PREVIEW_EDGE = 512
+
+
+def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> Array | None:
+    """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid."""
+    output = calibration.preferred_output()
+    if output is None:
+        return None
+    program = calibration.program(output)
+    evaluation = Evaluation(calibration, words, program)
+    frames, pixels = evaluation.shape[0], evaluation.shape[1:]
+    total, seen = np.zeros(pixels), np.zeros(pixels)
+    for frame in np.unique(np.linspace(0, frames - 1, min(frames, PREVIEW_FRAMES)).astype(int)) if frames else []:
+        start = (int(frame), *(0 for _ in pixels))
+        values, flags = evaluation.read(start, (1, *pixels), with_flags=True)
+        assert flags is not None
+        valid = (flags[0] == 0) & np.isfinite(values[0])
+        total += np.where(valid, values[0], 0)
+        seen += valid
+    image = _binned(total), _binned(seen)
+    with np.errstate(invalid="ignore"):
+        return (image[0] / image[1]).astype(np.float32)
+
+
+def _binned(image: Array) -> Array:
+    """Sums over squares, so that no edge is longer than a preview's; modules are laid below each other."""
+    flat = image.reshape(-1, image.shape[-1])
+    step = -(-max(flat.shape) // PREVIEW_EDGE)
+    rows, columns = (-(-n // step) * step for n in flat.shape)
+    padded = np.zeros((rows, columns))
+    padded[: flat.shape[0], : flat.shape[1]] = flat
+    summed = padded.reshape(rows // step, step, columns // step, step).sum(axis=(1, 3))
+    return np.asarray(summed)

@@ -1,0 +1,241 @@
+"""Everything that a master is made of, gathered from the files that a user names and from what these state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gaincal.calibration import RawLayout
+from gaincal.constants import ConstantMap
+from gaincal.errors import RequestError
+from gaincal.formulas import catalog
+from gaincal.formulas.checks import FRAME, is_words
+from gaincal.formulas.formula import Formula
+from gaincal.nexus import names
+from gaincal.nexus.fields import attribute_text, read_array
+from gaincal.nexus.group import Provenance
+from gaincal.nexus.read import descend, read_ids
+from gaincal.nexus.scaling import read_scaling
+from gaincal.nexus.trust import Place, Resolver
+from gaincal.nexus.words import Readable, Words
+from gaincal.nexus.write import parse_metadata, parse_number
+from gaincal.sources.constants import load_constant
+from gaincal.sources.files import Spec, find_words, load_numbers
+from gaincal.sources.mask_bits import NXMX, Translation, translate
+from gaincal.sources.masks import read_mask
+from gaincal.sources.recognise import readers
+from gaincal.sources.run import RawRun
+
+Array = npt.NDArray[Any]
+Source = str | os.PathLike[str] | Array
+PHOTON_ENERGY, WAVELENGTH = names.PHOTON_ENERGY, "wavelength"
+BEAM_UNITS = {
+    "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
+    "incident_energy": {"keV": 1.0, "eV": 1e-3},
+}
+
+
+def suggested_formula(run: RawRun | None) -> str:
+    """The formula that a run calls for, the one for modules where frames have them."""
+    if run is None or run.formula is None:
+        raise RequestError(f"name a formula: {', '.join(catalog.names())}, or a TOML file")
+    several = f"{run.formula}{catalog.MODULES}"
+    rank = len(catalog.get(run.formula).checked.pixel_dims)
+    return several if several in catalog.names() and len(run.pixels) > rank else run.formula
+
+
+def open_raw(spec: Spec, run: RawRun | None, trust: Iterable[str | os.PathLike[str]]) -> Resolver:
+    """Open the raw file; the files of a run that the user named are all trusted."""
+    if run is None:
+        return Resolver(spec.file, trust)
+    parts = [part for words in run.words.values() for part in words.parts]
+    homes = {part.file.parent for part in parts}
+    return Resolver(parts[0].file, [*trust, *homes]) if parts else Resolver.of_nothing(spec.file)
+
+
+def find_readers(
+    resolver: Resolver, spec: Spec, formula: Formula, run: RawRun | None
+) -> tuple[Place | None, dict[str, Readable]]:
+    """What reads the words, and the dataset that has them where it is only one."""
+    if run is not None:
+        lacking = [
+            i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims) and i.name not in run.words
+        ]
+        if lacking:
+            listed = ", ".join(run.words)
+            raise RequestError(f"formula '{formula.name}' takes words {', '.join(lacking)}; the run has {listed}")
+        return None, readers(run, resolver)
+    place = find_words(resolver, spec.path, 1 + len(formula.checked.pixel_dims))
+    return place, {_words_input(formula): Words(resolver, place)}
+
+
+def _words_input(formula: Formula) -> str:
+    found = [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
+    if len(found) > 1:
+        raise RequestError(f"formula '{formula.name}' takes several words inputs: {', '.join(found)}")
+    return found[0]
+
+
+def recorded_inputs(formula: Formula, run: RawRun | None) -> dict[str, tuple[Array, str]]:
+    """Inputs of the formula that come with the run."""
+    declared = {i.name: i for i in formula.inputs}
+    recorded = {} if run is None else {n: v for n, v in run.inputs.items() if n in declared}
+    found = {}
+    for name, values in recorded.items():
+        lengths = dict(zip(formula.checked.pixel_dims, run.pixels if run else (), strict=False))
+        wanted = tuple(lengths.get(dim, len(values)) for dim in declared[name].dims)
+        alike = values.ndim == 1 and len(wanted) > 1  # the same for all modules of a frame
+        lined = values.reshape(-1, *(1,) * (len(wanted) - 1)) if alike else values
+        found[name] = (np.ascontiguousarray(np.broadcast_to(lined, wanted)) if alike else values, declared[name].units)
+    return found
+
+
+def told(formula: Formula, run: RawRun | None) -> list[str]:
+    """What a user should know of the run."""
+    if run is None:
+        return []
+    known = {i.name for i in formula.inputs}
+    unused = sorted(name for name, values in run.inputs.items() if name not in known and np.any(values))
+    notes = [f"recognised: {run.description}; formula {formula.name}", *run.notes]
+    notes += [f"the run records {n}, which formula '{formula.name}' does not use" for n in unused]
+    return notes
+
+
+def stated_inputs(
+    formula: Formula, given: Mapping[str, str | os.PathLike[str]], layout: RawLayout
+) -> dict[str, tuple[Array, str]]:
+    """Inputs from files: by frame, by frame and module, or maps of the pixels."""
+    dims = formula.checked.pixel_dims
+    declared = {i.name: i for i in formula.inputs if not is_words(i, dims)}
+    found = {}
+    for name, source in given.items():
+        if name not in declared:
+            listed = ", ".join(declared) or "none"
+            raise RequestError(f"formula '{formula.name}' has no input '{name}'; it has {listed}")
+        item = declared[name]
+        pixels = layout.pixels[: len(set(item.dims) & set(dims))]
+        shape = (*((layout.frames,) if FRAME in item.dims or not pixels else ()), *pixels)
+        found[name] = (load_numbers(Spec.parse(os.fspath(source)), shape), item.units)
+    return found
+
+
+def load_constants(
+    formula: Formula, given: Mapping[str, Source], layout: RawLayout
+) -> tuple[dict[str, ConstantMap], dict[str, Provenance]]:
+    """The constants that a user names or gives, and where they came from."""
+    declared = {c.name: c for c in formula.constants}
+    unknown = [n for n in given if n not in declared]
+    if unknown:
+        listed = ", ".join(declared) or "none"
+        raise RequestError(f"formula '{formula.name}' has no constant '{unknown[0]}'; it has {listed}")
+    loaded, provenance = {}, {}
+    for name, source in given.items():
+        axes = formula.checked.types[name].axes
+        if isinstance(source, np.ndarray):
+            labels = tuple(tuple(range(n)) for n in source.shape[: len(axes)])
+            loaded[name] = ConstantMap(source, labels)
+            provenance[name] = Provenance("memory", "array", _now())
+        else:
+            spec = Spec.parse(os.fspath(source))
+            loaded[name], provenance[name] = load_constant(spec, declared[name], axes, layout.pixels)
+    return loaded, provenance
+
+
+def stated_scaling(
+    resolver: Resolver, template: Place | None, formula: Formula, layout: RawLayout
+) -> dict[str, tuple[ConstantMap, Provenance]]:
+    """Scale and offset that the raw file itself states."""
+    detectors = descend(resolver, template, names.INSTRUMENT, names.DETECTOR)
+    return read_scaling(resolver, detectors[0] if detectors else None, formula, layout.pixels)
+
+
+def find_mask(
+    mask: str | os.PathLike[str] | None,
+    convention: str | None,
+    resolver: Resolver,
+    template: Place | None,
+    layout: RawLayout,
+) -> Translation | None:
+    """The pixel mask that is named, else the one that the raw file brings along."""
+    if mask is not None:
+        return read_mask(Spec.parse(os.fspath(mask)), layout.pixels, convention)
+    if convention is not None:
+        raise RequestError("mask_bits says whose bits a mask has: name the mask, too")
+    for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
+        place = resolver.find(names.PIXEL_MASK, detector)
+        values = read_array(place) if place else None
+        if place and values is not None and values.shape == layout.pixels and values.dtype.kind in "iu":
+            return translate(values, NXMX, file=place.file, place=place.path)
+    return None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def existing_ids(resolver: Resolver, template: Place | None, layout: RawLayout) -> dict[str, Array]:
+    """Ids that the raw file, a master itself, has beside its words."""
+    found: dict[str, Array] = {}
+    for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
+        found |= read_ids(resolver, detector, layout.frames)
+    return found
+
+
+def find_template(resolver: Resolver) -> Place | None:
+    """The NXentry of the raw file whose metadata are carried over, if it has a detector."""
+    for entry in descend(resolver, resolver.get("/"), names.ENTRY):
+        if descend(resolver, entry, names.INSTRUMENT, names.DETECTOR):
+            return entry
+    return None
+
+
+def split_settings(
+    formula: Formula, settings: Mapping[str, object], resolver: Resolver, template: Place | None
+) -> tuple[dict[str, tuple[Array, str]], dict[str, str | float]]:
+    """Split settings into inputs of the formula and metadata; photon energy and wavelength give each other."""
+    scalars = {i.name: i for i in formula.inputs if i.dims in ((), (FRAME,))}
+    texts = {name: str(value) for name, value in settings.items()}
+    values = {n: parse_number(n, texts.pop(n)) for n in list(texts) if n in scalars}
+    try:
+        metadata = parse_metadata(texts)
+    except RequestError as error:
+        listed = ", ".join(scalars) or "none"
+        raise RequestError(f"{error}; inputs of formula '{formula.name}': {listed}") from None
+    arrays = {n: np.array(v, np.float64) for n, v in values.items()}
+    if PHOTON_ENERGY in values:
+        metadata.setdefault(WAVELENGTH, names.KEV_ANGSTROM / _positive(PHOTON_ENERGY, values[PHOTON_ENERGY]))
+    elif PHOTON_ENERGY in scalars:
+        known = metadata.get(WAVELENGTH)
+        energy = _stated_energy(resolver, template) if known is None else None
+        if known is not None:
+            energy = np.array(names.KEV_ANGSTROM / _positive(WAVELENGTH, float(known)))
+        if energy is not None:
+            arrays[PHOTON_ENERGY] = energy
+    return {n: (a, scalars[n].units) for n, a in arrays.items()}, metadata
+
+
+def _positive(name: str, value: float) -> float:
+    if value <= 0:
+        raise RequestError(f"{name}={value}: must be above zero")
+    return value
+
+
+def _stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
+    """Photon energy in keV from the beam of the raw file's entry, if it is stated in a unit we know."""
+    for beam in descend(resolver, template, names.INSTRUMENT, "NXbeam"):
+        for name, scales in BEAM_UNITS.items():
+            place = resolver.find(name, beam)
+            scale = scales.get(attribute_text(place, names.UNIT_ATTRIBUTE) or "") if place else None
+            if place is None or scale is None:
+                continue
+            values = read_array(place).astype(np.float64).reshape(-1) * scale
+            if not (values.size and np.all(np.isfinite(values) & (values > 0))):
+                continue
+            energy = names.KEV_ANGSTROM / values if name == "incident_wavelength" else values
+            return energy[0] if energy.size == 1 else energy
+    return None
