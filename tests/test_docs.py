@@ -24,6 +24,7 @@ from gaincal.formulas import catalog
 from gaincal.formulas.program import RESERVED_FLAGS
 from gaincal.nexus.names import PIXEL_MASK_BITS
 from gaincal.nexus.write import METADATA
+from gaincal.sources.recognise import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -63,48 +64,74 @@ def assert_output(what: str, expected: str, found: str) -> None:
     )
 
 
-def run_command(command: str) -> str:
+def run_command(command: str, fails: bool = False) -> str:
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": search, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         command, shell=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    assert (done.returncode != 0) == fails, f"{command}\n{done.stdout}"
     return done.stdout
 
 
 def run_python(text: str, names: dict[str, Any]) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as shown:
-        exec(compile(text, "tutorial.md", "exec"), names)
+        exec(compile(text, "tutorial", "exec"), names)
     return shown.getvalue()
 
 
-@pytest.mark.slow
-def test_the_tutorial_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("matplotlib", "dask"):
-        pytest.importorskip(module)
-    monkeypatch.chdir(tmp_path)
+def edit(block: str) -> None:
+    """Write a file, or change it, as the first line of a block says."""
+    first, _, lines = block.partition("\n")
+    said = re.fullmatch(r"# ([\w.]+)(?:, (at the end)|, in \[(\w+)\]( instead of what is there)?)?", first)
+    assert said, first
+    name, at_the_end, part, instead = said.groups()
+    file = Path(name)
+    if part is None:
+        file.write_text(f"{file.read_text('utf-8')}\n{lines}" if at_the_end else lines, "utf-8")
+        return
+    head, header, rest = file.read_text("utf-8").partition(f"[{part}]\n")
+    assert header, first
+    body, blank, rest = rest.partition("\n\n")
+    kept = {} if instead else {line.split()[0]: line for line in body.splitlines()}
+    kept |= {line.split()[0]: line for line in lines.splitlines()}
+    file.write_text(head + header + "\n".join(kept.values()) + (blank or "\n") + rest, "utf-8")
+
+
+def follow(page: Path) -> None:
+    """Do everything that a tutorial says, in its order."""
     names: dict[str, Any] = {"__name__": "tutorial"}
     shown = ""
-    for block in blocks(DOCS / "tutorial.md"):
+    for block in blocks(page):
         if block.language == "console":
             for command, expected in commands(block.text):
-                assert_output(command, expected, run_command(command))
+                assert_output(command, expected, run_command(command, fails=expected.startswith("gaincal: ")))
         elif block.language == "python":
             shown = run_python(block.text, names)
         elif block.language == "text":
             assert_output("Python before this", block.text, shown)
         else:
             assert block.language == "toml", f"nobody runs a block of '{block.language}'"
-            name = block.text.splitlines()[0].removeprefix("# ")
-            Path(name).write_text(block.text, "utf-8")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "first_ten.nxs",
-        "gaincal-demo",
-        "my.nxs",
-        "my_counts.nxs",
-        "my_jungfrau.toml",
-    ]
+            edit(block.text)
+
+
+MADE = {
+    "tutorial.md": "first_ten.nxs gaincal-demo my.nxs my_counts.nxs my_jungfrau.toml",
+    "tutorial-own-detector.md": (
+        "gain.npy lark.h5 lark.nxs lark.toml lark_energy.nxs noise.npy pedestal.npy row_parity.npy"
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", MADE)
+def test_a_tutorial_runs_as_written(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if page == "tutorial.md":
+        for module in ("matplotlib", "dask"):
+            pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    follow(DOCS / page)
+    assert sorted(p.name for p in tmp_path.iterdir()) == MADE[page].split()
 
 
 def test_the_output_of_a_tutorial_is_compared() -> None:
@@ -228,6 +255,19 @@ def test_findings_are_exactly_the_codes_in_the_source() -> None:
     assert listed == sorted(set(listed))
 
 
+def test_sources_are_described() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| .* \| (?:mapped|copied) \|", section("gaincal embed"), re.MULTILINE)
+    assert set(listed) == set(SOURCES)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=lambda p: p.name)
+def test_codes_in_tables_of_a_how_to_are_findings(page: Path) -> None:
+    listed = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "reference/findings.md").read_text("utf-8"), re.M))
+    for table in re.findall(r"^\| refused \| code \| why \|\n(.*?)\n(?!\|)", page.read_text("utf-8"), re.M | re.S):
+        for row in table.splitlines()[1:]:
+            assert set(re.findall(r"`(.*?)`", row.split(" | ")[1])) <= listed, row
+
+
 def test_codes_named_elsewhere_are_findings() -> None:
     listed = set(re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "reference/findings.md").read_text("utf-8"), re.M))
     page = (DOCS / "explanation" / "what-gaincal-refuses.md").read_text("utf-8")
@@ -249,4 +289,5 @@ def test_flags_are_described_with_their_bits() -> None:
 
 def test_mask_bits_are_described() -> None:
     text = (DOCS / "reference" / "flags.md").read_text("utf-8").partition("## Bits of pixel_mask")[2]
-    assert {int(b) for b in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)} == set(PIXEL_MASK_BITS)
+    found = re.findall(r"^\| (\d+) \|.*\| `(\w+)` \|$", text, re.MULTILINE)
+    assert {int(bit): name for bit, name in found} == dict(PIXEL_MASK_BITS)

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from gaincal import apply, embed, open_calibrated, open_calibrated_dataset
 from gaincal.cli import main
-from gaincal.errors import RequestError
+from gaincal.errors import BindError, RequestError
 from gaincal.simulate import make_module
 
 Array = npt.NDArray[Any]
@@ -156,3 +156,35 @@ def test_info_counts_pixels_per_reason(made: dict[str, Any]) -> None:
     assert "11 pixels dead" in shown.output
     assert "11 pixels noisy" in shown.output
     assert "gap" not in shown.output
+
+
+# other programs
+
+
+def test_a_profile_gives_what_another_program_makes_of_the_words(made: dict[str, Any], tmp_path: Path) -> None:
+    with open_calibrated(made["master"], profile="aare") as array:
+        found = np.asarray(array.values)
+        assert array.attrs["units"] == "keV"
+    words = made["words"]
+    stage = np.array([0, 1, 0, 2])[words >> 14]  # that program takes code 2 for G0
+    place = (stage, *np.indices(SHAPE))
+    pedestal, gain = made["pedestal"].astype(float)[place], made["gain"].astype(float)[place]
+    np.testing.assert_array_equal(found, ((words & 0x3FFF) - pedestal) / gain)
+    apply(made["master"], tmp_path / "out.nxs", profile="aare")
+    with h5py.File(tmp_path / "out.nxs") as file:
+        assert file["/entry/data/data"][()].tobytes() == found.tobytes()
+        assert file["/entry/process/parameters/formula"][()].decode().startswith("aare")
+
+
+def test_an_unknown_profile_is_refused_and_all_are_listed(made: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=r"'xds'.*aare.*jungfrau_utils"):
+        open_calibrated(made["master"], profile="xds")
+
+
+def test_a_profile_of_another_detector_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["raw"] = np.zeros((1, *SHAPE), np.uint16)
+    maps = {"scaling_factor": np.ones(SHAPE)}
+    embed(tmp_path / "raw.h5", tmp_path / "m.nxs", formula="linear", constants=maps)
+    with pytest.raises((RequestError, BindError), match="profile 'aare'|needs pedestal"):
+        open_calibrated(tmp_path / "m.nxs", profile="aare")

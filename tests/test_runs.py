@@ -168,7 +168,7 @@ ABSENT = (4, 11)
 TRAINS = 2
 RANGES = {"thresholds": (2, 4000, 8000), "offset": (3, 3500, 4500), "relative_gain": (3, 0.9, 40)}
 AGIPD_SCRIPT = """
-import json, resource, sys
+import json, sys
 import numpy as np
 from gaincal import embed, open_calibrated_dataset
 import gaincal.nexus.group, gaincal.sources.constants
@@ -180,7 +180,8 @@ with open_calibrated_dataset(f"{folder}/m.nxs") as found:
     for name in ("signal", "flags", "stage"):
         np.save(f"{folder}/{name}.npy", np.stack([found[name][k].values for k in read]))
     ids = {n: found[n].values[read].tolist() for n in ("train_id", "pulse_id")}
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+status = open("/proc/self/status").read()  # getrusage would tell the peak of the parent
+peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
 print(json.dumps({"notes": done.notes, "ids": ids, "peak": peak}))
 """
 

@@ -247,7 +247,10 @@ def bind(
             raise BindError(f"{name} is too large for a constant that is no map of real numbers")
     defaults = {c.name: c.default for c in formula.constants if c.name not in constants and c.default is not None}
     for name, number in defaults.items():
-        arrays[name] = _converted(name, np.array(number), known[name].dtype, formula.compute)
+        integer = known[name].dtype is not None
+        arrays[name] = _converted(
+            name, np.array(int(number) if integer else number), known[name].dtype, formula.compute
+        )
     labels = {n: c.labels for n, c in constants.items() if c.labels}
     return Calibration(
         formula,

@@ -109,7 +109,7 @@ def open_master(
         with reading(path):
             located = choose(resolver, calibration)
             stored = read_calibration(resolver, located.group)
-            stored = stored if profile is None else _as_profile(stored, catalog.profile(profile))
+            stored = stored if profile is None else _as_profile(stored, profile)
             master = _bound(resolver, located, stored, inputs or {})
             return master if reasons is None else replace(master, calibration=_counting(master, frozenset(reasons)))
     except BindError as error:
@@ -190,8 +190,11 @@ def _bound(resolver: Resolver, located: Located, stored: StoredCalibration, give
     return Master(resolver, located, stored, calibration, words, ids)
 
 
-def _as_profile(stored: StoredCalibration, profile: Formula) -> StoredCalibration:
+def _as_profile(stored: StoredCalibration, name: str) -> StoredCalibration:
     """The stored constants and inputs under another formula, which must mean the same by them."""
+    profile = catalog.profile(name)
+    if len(stored.formula.checked.pixel_dims) > len(profile.checked.pixel_dims):
+        profile = catalog.profile(name + catalog.MODULES)
     for part, mine in (("constants", profile.constants), ("inputs", profile.inputs)):
         theirs = {i.name: i for i in getattr(stored.formula, part)}
         for item in mine:
