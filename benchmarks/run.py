@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import cases
+import switched
 from measure import speed_ratio, take_turns
 from test_kernel import FRAMES, family_tasks, numpy_select, tasks
 
@@ -27,7 +27,7 @@ def main() -> None:
     chosen = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
     print(f"speed relative to copying u2 to f4, {FRAMES} frames, medians of {ROUNDS} paired rounds, one thread")
-    for case in cases.SWITCHED:
+    for case in switched.SWITCHED:
         times = take_turns(tasks(case, FRAMES), ROUNDS)
         found[case] = {name: speed_ratio(times, name, "copy") for name in times if name != "copy"}
         small = take_turns(tasks(case, NUMPY_FRAMES) | {"numpy": numpy_select(case, NUMPY_FRAMES)}, ROUNDS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import cases
 import families
 import numpy as np
 import numpy.typing as npt
 import pytest
+import switched
 from measure import speed_ratio, take_turns
 from numba import njit
 
@@ -31,8 +31,8 @@ def copy(words: Array, out: Array) -> None:
 
 def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     """The copy and the kernel on the same words and the same output."""
-    calibration = cases.calibration(frames)
-    words = aligned(cases.words(case, frames), np.uint16)
+    calibration = switched.calibration(frames)
+    words = aligned(switched.words(case, frames), np.uint16)
     program = calibration.program("energy")
     arrays = calibration.block(program, {"raw": words}, slice(None))
     out = empty_aligned((frames, words[0].size), np.float32)
@@ -47,9 +47,9 @@ def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
 
 def numpy_select(case: str, frames: int) -> Callable[[], object]:
     """What a careful user of NumPy writes."""
-    calibration = cases.calibration(frames)
+    calibration = switched.calibration(frames)
     pedestal, gain = calibration.arrays["pedestal"], calibration.arrays["gain"]
-    words = cases.words(case, frames)
+    words = switched.words(case, frames)
 
     def select() -> Array:
         code, adc = words >> 14, (words & np.uint16(0x3FFF)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_the_kernel_reaches_half_of_the_copy_bandwidth(case: str) -> None:
     assert best >= AT_LEAST
 
 
-@pytest.mark.parametrize("case", list(cases.SWITCHED))
+@pytest.mark.parametrize("case", list(switched.SWITCHED))
 def test_kernel(benchmark: Any, case: str) -> None:
     benchmark.group = f"kernel, {case} switched"
     benchmark(tasks(case, 16)["kernel"])

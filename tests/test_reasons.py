@@ -20,6 +20,7 @@ from gaincal.simulate import make_module
 Array = npt.NDArray[Any]
 SHAPE = (16, 48)
 FRAMES = 4
+MAPS = ("pedestal", "gain")
 DEAD, NOISY = 1 << 1, 1 << 4
 NOISE = np.array([15.0, 2.0, 2.0], np.float32).reshape(3, 1, 1)
 
@@ -95,6 +96,24 @@ def test_an_unknown_reason_is_refused_and_all_are_listed(made: dict[str, Any]) -
         values(made, "hot")
 
 
+def test_a_file_without_a_mask_cannot_tell_its_reasons(made: dict[str, Any], tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["raw"] = made["words"]
+    embed(tmp_path / "raw.h5", tmp_path / "m.nxs", formula="jungfrau", constants={n: made[n] for n in MAPS})
+    with pytest.raises(RequestError, match="no pixel mask"):
+        open_calibrated(tmp_path / "m.nxs", reasons=["dead"])
+    with pytest.raises(RequestError, match="'virtual'"):
+        values(made, "virtual")
+
+
+def test_hardly_any_value_is_worth_a_note(made: dict[str, Any], tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["raw"] = made["words"]
+    maps = {"pedestal": made["pedestal"], "gain": np.zeros_like(made["gain"])}
+    done = embed(tmp_path / "raw.h5", tmp_path / "m.nxs", formula="jungfrau", constants=maps)
+    assert any("100 % of the pixels looked at have no value: no_calibration" in note for note in done.notes)
+
+
 def test_apply_takes_reasons_and_gives_the_same_bits(made: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "out.nxs"
     arguments = ["apply", made["master"], "-o", out, "--reasons", "dead,saturated"]
@@ -102,6 +121,7 @@ def test_apply_takes_reasons_and_gives_the_same_bits(made: dict[str, Any], tmp_p
     assert done.exit_code == 0, done.output
     with h5py.File(out) as file:
         assert file["/entry/data/data"][()].tobytes() == values(made, "dead", "saturated").tobytes()
+        assert file["/entry/process/parameters/reasons"][()].decode() == "dead saturated"
 
 
 # uncertainty
@@ -147,7 +167,7 @@ def test_without_photon_energy_there_is_no_variance(made: dict[str, Any], tmp_pa
     embed(tmp_path / "raw.h5", tmp_path / "m.nxs", formula="jungfrau", constants=maps)
     with open_calibrated_dataset(tmp_path / "m.nxs") as found:
         assert "energy_variance" not in found
-    with pytest.raises(RequestError, match="no variance of energy"):
+    with pytest.raises(RequestError, match="'energy_variance' needs photon_energy"):
         apply(tmp_path / "m.nxs", tmp_path / "out.nxs", errors=True)
 
 

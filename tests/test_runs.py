@@ -108,6 +108,8 @@ def test_sixteen_modules_change_their_gain_mode_in_the_middle(tmp_path: Path) ->
     with open_calibrated_dataset(tmp_path / "m.nxs") as found:
         assert found["pulse_id"].values[3] == 9_000_000_030
         assert found["is_good_frame"].values.tolist() == good.tolist()
+        assert found["high_gain"].dims == ("frame", "module")
+        assert found["high_gain"].values[:, 3].tolist() == high.tolist()
         for module in (0, 4, 6, 15):
             wanted = independent.jungfrau_hg0(whole[:, module], high.astype(int), pedestal[:, module], gain[:, module])
             part = found.isel(module=module)
@@ -179,7 +181,7 @@ done = embed(f"{folder}/run", f"{folder}/m.nxs", constants=constants, settings={
 with open_calibrated_dataset(f"{folder}/m.nxs") as found:
     for name in ("signal", "flags", "stage"):
         np.save(f"{folder}/{name}.npy", np.stack([found[name][k].values for k in read]))
-    ids = {n: found[n].values[read].tolist() for n in ("train_id", "pulse_id")}
+    ids = {n: found[n].values[read].tolist() for n in ("train_id", "pulse_id", "cell")}
 status = open("/proc/self/status").read()  # getrusage would tell the peak of the parent
 peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
 print(json.dumps({"notes": done.notes, "ids": ids, "peak": peak}))
@@ -264,3 +266,6 @@ def test_frames_of_agipd_have_their_ids(agipd: dict[str, Any]) -> None:
     assert len(set(agipd["ids"]["train_id"])) == 1
     assert agipd["ids"]["pulse_id"] == sorted(agipd["ids"]["pulse_id"])
     assert len(set(agipd["ids"]["pulse_id"])) == len(READ)
+    for place, cells in enumerate(agipd["ids"]["cell"]):
+        wanted = [65535 if m in ABSENT else int(agipd["cells"][READ[place]]) for m in range(16)]
+        assert cells == wanted

@@ -357,10 +357,16 @@ def _stage_dtype(formula: Formula, stage: str) -> str:
 
 
 def _coordinates(master: Master, taken: frozenset[str]) -> dict[str, xr.Variable]:
-    """Frame numbers, which survive slicing, and the ids beside the words, but none called like a variable."""
-    numbers = np.arange(master.calibration.layout.frames)
-    coordinates = {FRAME: xr.Variable(FRAME, numbers)}
-    return coordinates | {n: xr.Variable(FRAME, v) for n, v in master.ids.items() if n not in {FRAME, *taken}}
+    """Frame numbers, which survive slicing, ids and inputs that come by frame, but none called like a variable."""
+    calibration = master.calibration
+    coordinates = {FRAME: xr.Variable(FRAME, np.arange(calibration.layout.frames))}
+    found = {n: xr.Variable(FRAME, v) for n, v in master.ids.items()}
+    for item in calibration.formula.inputs:
+        array = calibration.arrays.get(item.name)
+        dims = item.dims or (FRAME,)
+        if array is not None and dims[0] == FRAME and array.ndim == len(dims):
+            found[item.name] = xr.Variable(dims, array)
+    return coordinates | {name: variable for name, variable in found.items() if name not in {FRAME, *taken}}
 
 
 def _provenance(master: Master) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def test_modules_without_a_file_are_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values[:, [0, 2]], WHOLE[:, [0, 2]])
     assert np.isnan(values[:, 1]).all()
     assert provenance.description == "2 of 3 modules"
+    assert provenance.note == "gain: no file for module 1, whose pixels will be flagged"
+    assert provenance.date
 
 
 def test_axes_that_the_file_names(tmp_path: Path) -> None:
@@ -95,3 +97,26 @@ def test_what_is_large_stays_in_its_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert constant.values.shape == WHOLE.shape
     for place in np.ndindex(3, MODULES):
         np.testing.assert_array_equal(constant.values.slab(place), WHOLE[place])
+
+
+def test_labels_of_one_axis_are_enough(tmp_path: Path) -> None:
+    values = np.zeros((3, 2, Y, X))
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["offset/offset"], file["offset/cell"] = values, [9, 4]
+    declared = Constant("offset", ("stage", "cell", "y", "x"), "ADU")
+    spec = Spec.parse(f"{tmp_path}/c.h5::/offset")
+    constant, _ = load_constant(spec, declared, ("stage", "cell"), (Y, X))
+    assert constant.labels == ((0, 1, 2), (9, 4))
+
+
+def test_pedestals_are_not_taken_for_noise(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "pedestal.h5", "w") as file:
+        file["gains"], file["gainsRMS"] = np.full((3, Y, X), 3000.0), np.full((3, Y, X), 12.0)
+    for name, level in (("pedestal", 3000), ("noise", 12)):
+        declared = Constant(name, ("stage", "y", "x"), "ADU")
+        constant, _ = load_constant(Spec(tmp_path / "pedestal.h5", None), declared, ("stage",), (Y, X))
+        assert np.asarray(constant.values)[0, 0, 0] == level
+    with pytest.raises(FileError, match="several datasets"):
+        load_constant(
+            Spec(tmp_path / "pedestal.h5", None), Constant("gain_error", ("stage", "y", "x"), "1"), ("stage",), (Y, X)
+        )

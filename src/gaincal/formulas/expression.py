@@ -25,6 +25,7 @@ _TOKEN = re.compile(
     r"|(?P<name>[a-z][a-z0-9_]*)"
     r"|(?P<symbol><=|>=|==|!=|[-+*/<>()\[\],])"
 )
+_BIT_OPERATORS = "&|^~%"
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 _SUMS, _PRODUCTS = ("+", "-"), ("*", "/")
 _OPERATION_OF = {o.symbol: o.name for o in OPERATIONS.values() if o.symbol and o.arity == (2, 2)}
@@ -45,7 +46,10 @@ def _tokens(text: str, where: str) -> list[_Token]:
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
-            raise FormulaError("no number, name or operator here", where=where, text=text, position=position)
+            problem = "no number, name or operator here"
+            if text[position] in _BIT_OPERATORS:
+                problem = f"there is no operator {text[position]}: bits(x, offset, length) takes bits out of a word"
+            raise FormulaError(problem, where=where, text=text, position=position)
         if match.lastgroup != "space":
             tokens.append(_Token(str(match.lastgroup), match[0], position))
         position = match.end()

@@ -122,7 +122,9 @@ def program_for_output(
     output = formula.output(name)
     lacking = sorted(needs(formula, output.name) - given)
     if lacking:
-        raise RequestError(f"output '{output.name}' needs {', '.join(lacking)}, which the file does not have")
+        there = ", ".join(o.name for o in formula.outputs if needs(formula, o.name) <= given) or "none"
+        problem = f"output '{output.name}' needs {', '.join(lacking)}, which the file does not have"
+        raise RequestError(f"{problem}; to be had: {there}")
     choices = dict(((output.dtype, output.fill), *output.alternatives))
     chosen = dtype or output.dtype
     if chosen not in choices:

@@ -49,11 +49,14 @@ class Provenance:
     ----------
     file_name, description, date : str
         Name of the file, how it was read, when (ISO 8601).
+    note : str
+        What the user should know; not stored.
     """
 
     file_name: str
     description: str
     date: str
+    note: str = ""
 
 
 @dataclass(frozen=True)

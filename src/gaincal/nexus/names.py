@@ -50,6 +50,8 @@ PHOTON_ENERGY = "photon_energy"
 KEV_ANGSTROM = 12.398419843320026
 """Planck's constant times the speed of light (2019 SI), in keV angstrom."""
 
+BAD_BITS = 16
+"""A pixel is bad if one of so many low bits of its mask is set."""
 PIXEL_MASK_BITS = MappingProxyType(
     {
         0: "gap",

@@ -9,23 +9,35 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.calibration import Calibration
+from gaincal.formulas.program import RESERVED_FLAGS
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.words import Readable
 
 Array = npt.NDArray[Any]
 PREVIEW_FRAMES = 8
 PREVIEW_EDGE = 512
+MOSTLY = 0.5
+"""Where less than this part of the pixels has a value, something is probably mixed up."""
 
 
-def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> Array | None:
-    """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid."""
+def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> tuple[Array | None, list[str]]:
+    """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid.
+
+    Returns
+    -------
+    image : ndarray or None
+        None if no output is available.
+    notes : list of str
+        The commonest reasons, where most of what was looked at has no value.
+    """
     output = calibration.preferred_output()
     if output is None:
-        return None
+        return None, []
     program = calibration.program(output)
     evaluation = Evaluation(calibration, words, program)
     frames, pixels = evaluation.shape[0], evaluation.shape[1:]
     total, seen = np.zeros(pixels), np.zeros(pixels)
+    counts, looked_at = np.zeros(32, np.int64), 0
     for frame in np.unique(np.linspace(0, frames - 1, min(frames, PREVIEW_FRAMES)).astype(int)) if frames else []:
         start = (int(frame), *(0 for _ in pixels))
         values, flags = evaluation.read(start, (1, *pixels), with_flags=True)
@@ -33,9 +45,22 @@ def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> Arr
         valid = (flags[0] == 0) & np.isfinite(values[0])
         total += np.where(valid, values[0], 0)
         seen += valid
+        looked_at += valid.size
+        counts += [int(np.count_nonzero(flags & np.uint32(1 << bit))) for bit in range(32)]
     image = _binned(total), _binned(seen)
     with np.errstate(invalid="ignore"):
-        return (image[0] / image[1]).astype(np.float32)
+        picture = (image[0] / image[1]).astype(np.float32)
+    return picture, _doubts(calibration, looked_at, int(seen.sum()), counts)
+
+
+def _doubts(calibration: Calibration, looked_at: int, valid: int, counts: Array) -> list[str]:
+    """What a user should know before a run is calibrated that will have hardly any value."""
+    if looked_at == 0 or valid >= MOSTLY * looked_at:
+        return []
+    bits = {flag.name: bit for bit, flag in enumerate(calibration.formula.flags)} | RESERVED_FLAGS
+    worst = sorted(((int(counts[bit]), name) for name, bit in bits.items()), reverse=True)[:3]
+    listed = ", ".join(f"{name} {100 * n / looked_at:.0f} %" for n, name in worst if n)
+    return [f"{100 - 100 * valid / looked_at:.0f} % of the pixels looked at have no value: {listed}"]
 
 
 def _binned(image: Array) -> Array:

@@ -54,6 +54,8 @@ class Master:
         The words inputs by name.
     ids : mapping of str to ndarray (frame,)
         What identifies the frames: pulse id, time ...
+    reasons : tuple of str, optional
+        Those that were chosen to count; None if all do.
     """
 
     resolver: Resolver
@@ -62,6 +64,7 @@ class Master:
     calibration: Calibration
     words: Mapping[str, Words]
     ids: Mapping[str, Array]
+    reasons: tuple[str, ...] | None = None
 
     @property
     def entry(self) -> Place:
@@ -111,7 +114,10 @@ def open_master(
             stored = read_calibration(resolver, located.group)
             stored = stored if profile is None else _as_profile(stored, profile)
             master = _bound(resolver, located, stored, inputs or {})
-            return master if reasons is None else replace(master, calibration=_counting(master, frozenset(reasons)))
+            if reasons is None:
+                return master
+            chosen = tuple(sorted(set(reasons)))
+            return replace(master, calibration=_counting(master, frozenset(chosen)), reasons=chosen)
     except BindError as error:
         where = f"{os.fspath(path)}::{located.group.path}"
         resolver.close()
@@ -217,12 +223,14 @@ def _counting(master: Master, reasons: frozenset[str]) -> Calibration:
     """The calibration under which only some reasons make a pixel bad."""
     calibration = master.calibration
     flags = {f.name for f in calibration.formula.flags}
-    bits = {name: bit for bit, name in names.PIXEL_MASK_BITS.items()}
+    bits = {name: bit for bit, name in names.PIXEL_MASK_BITS.items() if bit < names.BAD_BITS}
     unknown = sorted(reasons - flags - set(bits))
     if unknown:
         raise RequestError(f"no reason '{unknown[0]}'; there are {', '.join([*sorted(flags), *bits])}")
     chosen = sum(1 << bits[name] for name in reasons & set(bits))
     mask = calibration.arrays.get(names.PIXEL_MASK)
+    if (chosen or names.MASKED in reasons) and mask is None:
+        raise RequestError(f"{', '.join(sorted(reasons))}: the file has no pixel mask that could tell")
     if not chosen or mask is None or names.MASKED in reasons:
         return calibration.counting(reasons & flags, {})
     if names.MASKED not in flags:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +27,8 @@ from gaincal.sources import euxfel_constants
 from gaincal.sources.files import Spec, datasets, only, read_npy
 
 Array = npt.NDArray[Any]
-PSI_CONSTANTS = "/gains"
+_PSI_NAMES = {"pedestal": "/gains", "gain": "/gains", "noise": "/gainsRMS"}
+"""PSI calls gains and pedestals alike; what else lies in such a file must be named."""
 _MODULES = ("module", "y", "x")
 _BY_MODULE = re.compile(r"\{module(?::0?([0-9])d?)?\}")
 
@@ -61,8 +63,8 @@ def load_constant(
         If the file does not hold such a constant.
     """
     if _BY_MODULE.search(f"{spec.file}{spec.path or ''}"):
-        whole, how, found = _read_modules(spec, declared, axes, pixels)
-        return ConstantMap(whole, found), Provenance(spec.file.name, how, "")
+        whole, how, found, note = _read_modules(spec, declared, axes, pixels)
+        return ConstantMap(whole, found), Provenance(spec.file.name, how, _newest(spec, pixels), note)
     values, how, labels = _read_file(spec, declared, axes, pixels)
     rank = len(declared.dims)
     if isinstance(values, np.ndarray) and values.ndim == rank - 1 and _stacked(values.shape, pixels):
@@ -91,7 +93,7 @@ def _read_file(
 
 def _read_modules(
     spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
-) -> tuple[Array, str, Labels]:
+) -> tuple[Array, str, Labels, str]:
     """A constant of which every module has its own file or dataset; NaN for modules without a file."""
     if len(pixels) != len(_MODULES) or _MODULES[0] not in declared.dims:
         raise FileError(spec.file, spec.path or "", "names modules, but the frames have none", code="wrong-shape")
@@ -99,7 +101,9 @@ def _read_modules(
     there = {m: s for m, s in specs.items() if s.file.exists()}
     if not there:
         raise FileError(specs[0].file, "", "cannot be opened, nor that of any other module", code="not-found")
-    how = f"{len(there)} of {pixels[0]} modules"
+    absent = ", ".join(str(m) for m in specs if m not in there)
+    note = f"{declared.name}: no file for module {absent}, whose pixels will be flagged" if absent else ""
+    how = f"{spec.path or ''} {len(there)} of {pixels[0]} modules".strip()
     one = replace(declared, dims=tuple(d for d in declared.dims if d != _MODULES[0]))
     first, _, labels = _read_file(there[min(there)], one, axes, pixels[1:])
     shape = first.shape
@@ -111,12 +115,17 @@ def _read_modules(
             raise FileError(own.file, own.path or "", problem, code="wrong-shape")
         for place in slab_places(shape):
             whole[(*place, module)] = slab(values, place)
-    return whole, how, labels or tuple(tuple(range(n)) for n in shape[: len(axes)])
+    return whole, how, labels or tuple(tuple(range(n)) for n in shape[: len(axes)]), note
 
 
 def _named(text: str, module: int) -> str:
     """A name with the number of a module in place of ``{module}``."""
     return _BY_MODULE.sub(lambda match: str(module).zfill(int(match[1] or 0)), text)
+
+
+def _newest(spec: Spec, pixels: tuple[int, ...]) -> str:
+    files = (Path(_named(str(spec.file), module)) for module in range(pixels[0]))
+    return max(_modified(file) for file in files if file.exists())
 
 
 def _modified(file: Path) -> str:
@@ -189,13 +198,19 @@ def _check_units(place: Place, declared: Constant) -> None:
 
 def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place:
     if spec.path is not None:
-        return resolver.get(spec.path)
-    for path in (PSI_CONSTANTS, f"/{declared.name}"):
-        place = resolver.find(path)
-        if place is not None:
-            return place
+        place = resolver.get(spec.path)
+        inner = [p for n in (declared.name, "data") if (p := _member(resolver, place, n)) is not None]
+        return inner[0] if inner else place
+    for path in (_PSI_NAMES.get(declared.name, ""), f"/{declared.name}"):
+        found = resolver.find(path) if path else None
+        if found is not None:
+            return found
     candidates = [p for p in datasets(resolver) if p.item.ndim == len(declared.dims)]
     return only(resolver, candidates, f"{declared.name} ({', '.join(declared.dims)})")
+
+
+def _member(resolver: Resolver, place: Place, name: str) -> Place | None:
+    return resolver.find(name, place) if isinstance(place.item, h5py.Group) else None
 
 
 def _stated_labels(resolver: Resolver, place: Place, axes: tuple[str, ...]) -> tuple[tuple[int, ...], ...] | None:
@@ -204,10 +219,9 @@ def _stated_labels(resolver: Resolver, place: Place, axes: tuple[str, ...]) -> t
         return None
     group = resolver.get(place.path.rsplit("/", 1)[0] or "/")
     labels = []
-    for axis in axes:
+    for axis, length in zip(axes, place.dataset.shape, strict=False):
         beside = resolver.find(axis, group)
-        values = read_array(beside) if beside else None
-        if values is None or values.ndim != 1 or values.dtype.kind not in "iu":
-            return None
-        labels.append(tuple(int(v) for v in values))
+        values = read_array(beside) if beside and isinstance(beside.item, h5py.Dataset) else None
+        stated = values is not None and values.ndim == 1 and values.dtype.kind in "iu"
+        labels.append(tuple(int(v) for v in values) if stated and values is not None else tuple(range(length)))
     return tuple(labels)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
-from gaincal.nexus.trust import MAX_FILES, Resolver, reading
+from gaincal.nexus.trust import MAX_FILES, TRUST_VARIABLE, Resolver, reading
 from gaincal.sources.euxfel_files import Family, Source, Stretch, read_stretch, sources
 from gaincal.sources.euxfel_match import Module, matched
 from gaincal.sources.run import Part, RawRun, RawWords
@@ -107,7 +107,9 @@ def _opened(path: Path, file: Path) -> Resolver:
         return resolver
     resolver.close()
     problem = f"leads to {resolver.master}, outside the folder of the run"
-    raise TrustError(file, "", problem, f"if you trust it: --trust-dir {resolver.master.parent}", code="foreign-file")
+    raise TrustError(
+        file, "", problem, f"if you trust it: {TRUST_VARIABLE}={resolver.master.parent}", code="foreign-file"
+    )
 
 
 def _chosen(path: Path, detectors: Iterable[str], inside: str | None) -> str:

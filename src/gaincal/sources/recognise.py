@@ -22,7 +22,7 @@ SOURCES: MappingProxyType[str, Callable[[Path, str | None], RawRun | None]] = Ma
     {
         "arrays": arrays.recognise,
         "euxfel": euxfel.recognise,
-        "slsdet": lambda path, _inside: slsdet.recognise(path),
+        "slsdet": lambda path, inside: slsdet.recognise(path) if inside is None else None,
         "swissfel": swissfel.recognise,
     }
 )

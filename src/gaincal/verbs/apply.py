@@ -166,12 +166,13 @@ def apply(
 
 
 def _variance(master: Master, program: Program) -> Program:
-    found = master.calibration.variance_program(program.value)
-    if found is None:
-        formula = master.calibration.formula
+    """What computes the variance of an output; raises RequestError where it is not to be had."""
+    formula = master.calibration.formula
+    declared = formula.variance(program.value)
+    if declared is None:
         listed = ", ".join(str(o.variance_of) for o in formula.outputs if o.variance_of) or "none"
-        raise RequestError(f"there is no variance of {program.value} to be had; formula '{formula.name}' has {listed}")
-    return found
+        raise RequestError(f"there is no variance of {program.value}; formula '{formula.name}' has that of {listed}")
+    return master.calibration.program(declared.name)
 
 
 def _beside(master: Path, output: str) -> Path:
@@ -347,6 +348,7 @@ def _write_process(entry: h5py.Group, master: Master, program: Program, result: 
         "frames": np.int64(result.frames),
         "missing_frames": np.int64(result.missing_frames),
     }
+    facts |= {} if master.reasons is None else {"reasons": " ".join(master.reasons) or "none"}
     facts |= {n: a for n, a in master.calibration.arrays.items() if a.size == 1 and n not in master.stored.constants}
     for key, value in facts.items():
         field(parameters, key, value)

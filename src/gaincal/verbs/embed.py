@@ -158,12 +158,13 @@ def embed(
             refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {})])
         numbers = existing_ids(resolver, template, layout) | dict(run.ids if run else {}) | numbers
         content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
-        image = make_preview(calibration, words)
+        image, doubts = make_preview(calibration, words)
         start = resolver.master if in_place else None
         with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
-    notes = told(chosen, run) + list(translated.notes if translated else ()) + notes
+    notes += [origin.note for origin in provenance.values() if origin.note]
+    notes = told(chosen, run) + list(translated.notes if translated else ()) + notes + doubts
     return Embedded(target, checksum, content.calibration.available_outputs(), notes)
 
 
