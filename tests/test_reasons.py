@@ -206,5 +206,5 @@ def test_a_profile_of_another_detector_is_refused(tmp_path: Path) -> None:
         file["raw"] = np.zeros((1, *SHAPE), np.uint16)
     maps = {"scaling_factor": np.ones(SHAPE)}
     embed(tmp_path / "raw.h5", tmp_path / "m.nxs", formula="linear", constants=maps)
-    with pytest.raises((RequestError, BindError), match="profile 'aare'|needs pedestal"):
+    with pytest.raises((RequestError, BindError), match=r"profile 'aare'|needs pedestal"):
         open_calibrated(tmp_path / "m.nxs", profile="aare")
