@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -107,6 +108,11 @@ class _SlabCache:
         self._slabs: OrderedDict[tuple[int, tuple[int, ...]], tuple[LargeConstant, Array]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def forget(self) -> None:
+        """Start anew: another thread may have held the lock when the process was forked."""
+        self._slabs.clear()
+        self.held, self._lock = 0, threading.Lock()
+
     def slab(self, constant: LargeConstant, place: tuple[int, ...]) -> Array:
         key = (id(constant), place)
         with self._lock:
@@ -125,3 +131,4 @@ class _SlabCache:
 
 
 _CACHE = _SlabCache(CACHE_BYTES)
+os.register_at_fork(after_in_child=_CACHE.forget)

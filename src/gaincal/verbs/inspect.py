@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gaincal.constants import LargeConstant
 from gaincal.errors import FileError, GaincalError
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import needs
@@ -18,6 +19,7 @@ from gaincal.nexus import names
 from gaincal.nexus.fields import attribute_text
 from gaincal.nexus.group import read_calibration
 from gaincal.nexus.read import Master, choose, locate, of_class, open_master
+from gaincal.nexus.slabs import slab_places
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Words
 from gaincal.nexus.write import missing_metadata
@@ -267,11 +269,18 @@ def _formula_findings(master: Master) -> list[Finding]:
     for name in sorted({f.name for f in calibration.formula.flags} - set(calibration.tested_flags())):
         findings.append(Finding("flag-not-tested", NOTE, place, f"flag {name} is not tested: its inputs are not there"))
     for constant in calibration.formula.constants:
-        bad = _describe_constant(master, constant.name)["not_finite"]
+        large = calibration.large.get(constant.name)
+        bad = _describe_constant(master, constant.name)["not_finite"] if large is None else _count_bad(large)
         if bad:
             problem = f"{bad} values are not finite; such pixels are flagged"
             findings.append(Finding("constant-not-finite", NOTE, f"{place}/{constant.name}", problem))
     return findings
+
+
+def _count_bad(constant: LargeConstant) -> int:
+    """Read a constant that opening the file did not, so that its checksums are compared; count what is not finite."""
+    slabs = (constant.values.slab(place) for place in slab_places(constant.values.shape))
+    return sum(int(np.count_nonzero(~np.isfinite(slab))) for slab in slabs)
 
 
 def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
