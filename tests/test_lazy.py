@@ -15,8 +15,9 @@ import xarray as xr
 from conftest import FLAG_BITS, RUN_KINDS, Run, build_run, detector_formula, make_constants
 from contract import View, ViewContract, outer, same_bits
 
-from gaincal.errors import FileError, RequestError, TrustError
+from gaincal.errors import BindError, FileError, RequestError, TrustError
 from gaincal.lazy import GaincalBackend, open_calibrated, open_calibrated_dataset
+from gaincal.nexus import group
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.verbs.apply import apply
 from gaincal.verbs.embed import embed
@@ -384,3 +385,24 @@ def test_words_in_another_tree_need_trust(tmp_path: Path, monkeypatch: pytest.Mo
     same_bits(pickle.loads(pickle.dumps(view)), np.asarray(view))
     monkeypatch.setenv("GAINCAL_TRUST_DIRS", str(run.raw.parent))
     same_bits(open_calibrated(master), np.asarray(view))
+
+
+@pytest.mark.parametrize("kind", [k for k in RUN_KINDS if k != "strip"])
+def test_constants_read_slab_by_slab_give_the_same_bits(
+    kind: str, runs: Callable[[str], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs(kind)
+    monkeypatch.setattr(group, "MAX_LOADED_BYTES", 0)
+    for product in ("energy", "counts"):
+        with open_calibrated(run.master, product) as array:
+            same_bits(array.values, expected(run, product))
+            same_bits(array[1:3, ..., 2:5].values, expected(run, product)[1:3, ..., 2:5])
+    with open_calibrated_dataset(run.master, "counts") as dataset:
+        same_bits(dataset["flags"].values, expected(run, "flags"))
+
+
+def test_large_constants_are_maps(runs: Callable[[str], Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs("strip")
+    monkeypatch.setattr(group, "MAX_LOADED_BYTES", 0)
+    with pytest.raises(BindError, match="too large"):
+        open_calibrated(run.master)
