@@ -24,6 +24,7 @@ MEASURED: dict[str, tuple[int, int | None, float, float]] = {
     "jungfrau_cells": (0, 0, 0.0078, 1.1e-07),
     "jungfrau_hg0": (0, 0, 0.0078, 1.1e-07),
     "jungfrau_split": (0, 0, 0.0039, 1.1e-07),
+    "jungfrau_wide": (0, 0, 0.0078, 1.1e-07),
     "linear": (0, None, 0.0001, 1.1e-07),
     "lpd": (0, 6, 0.062, 6e-08),
     "moench": (0, 0, 5.6e-05, 1.1e-07),

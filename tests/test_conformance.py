@@ -19,7 +19,7 @@ from gaincal.nexus.read import open_master
 FOLDER = Path(__file__).parent.parent / "nexus" / "conformance"
 FAMILIES = (
     *("agipd", "cspad", "epix10ka", "gotthard2", "gotthard2_split", "jungfrau_cells_modules", "jungfrau_hg0"),
-    *("jungfrau_split", "linear", "lpd", "moench", "mpccd", "percival"),
+    *("jungfrau_split", "jungfrau_wide", "linear", "lpd", "moench", "mpccd", "percival"),
 )
 CASES = ("cells", "jungfrau", "missing", "operations", *(f"family_{name}" for name in FAMILIES))
 REFUSED = ("checksum", "missing_column", "missing_constant", "operation", "version")

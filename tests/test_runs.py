@@ -17,7 +17,7 @@ import pytest
 from catalogue import independent
 from click.testing import CliRunner, Result
 
-from gaincal import apply, embed, open_calibrated_dataset
+from gaincal import apply, embed, open_calibrated, open_calibrated_dataset
 from gaincal.cli import main
 from gaincal.errors import FileError, RequestError
 from gaincal.formulas.program import MISSING_BIT
@@ -65,6 +65,25 @@ def test_real_dark_frames_of_slsdet(tmp_path: Path) -> None:
     assert np.count_nonzero(~first) < 100
     np.testing.assert_array_equal(energy[first], ((raw.astype(np.float32) - pedestal[0]) / gain[0])[first])
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.skipif(not DARK.is_dir(), reason=f"no real frames: {DARK} is not there")
+def test_wide_pixels_of_a_run(tmp_path: Path) -> None:
+    pedestal, gain = maps(3)
+    given = {"pedestal": pedestal, "gain": gain}
+    settings = {"photon_energy": 12.4, "largest_area": 1}
+    embed(DARK, tmp_path / "m.nxs", formula="jungfrau_wide", constants=given, settings=settings)
+    area = np.ones(PIXELS)
+    area[[255, 256]] *= 2
+    area[:, [255, 256, 511, 512, 767, 768]] *= 2
+    reasons = ["wide"]
+    with (
+        open_calibrated(tmp_path / "m.nxs", "energy", reasons=[]) as whole,
+        open_calibrated(tmp_path / "m.nxs", "energy_per_area", reasons=[]) as share,
+        open_calibrated(tmp_path / "m.nxs", "energy", reasons=reasons) as masked,
+    ):
+        np.testing.assert_array_equal(share[0].values * area, whole[0].values)
+        np.testing.assert_array_equal(np.isnan(masked[0].values), (area > 1) | np.isnan(whole[0].values))
 
 
 # SwissFEL

@@ -325,7 +325,7 @@ def _drop(path: str) -> Callable[[h5py.Group], None]:
 
 FAMILIES = (
     *("agipd", "cspad", "epix10ka", "gotthard2", "gotthard2_split", "jungfrau_cells_modules", "jungfrau_hg0"),
-    *("jungfrau_split", "linear", "lpd", "moench", "mpccd", "percival"),
+    *("jungfrau_split", "jungfrau_wide", "linear", "lpd", "moench", "mpccd", "percival"),
 )
 REFUSALS: dict[str, tuple[Callable[[h5py.Group], None], bool]] = {
     "refuse_version": (_put("formula/format_version", 2), True),

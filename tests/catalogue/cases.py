@@ -187,6 +187,19 @@ def jungfrau() -> Case:
     )
 
 
+def jungfrau_wide() -> Case:
+    plain = jungfrau()
+    areas = np.resize(np.array([1, 2, 4], np.uint8), plain.shape[1:])
+
+    def expected(c: Case) -> Expected:
+        found = plain.expected(c)
+        wide = np.broadcast_to(c["pixel_area"] > 2, c.shape)
+        return Expected(np.where(wide, np.nan, found.value), {**found.flags, "wide": wide}, found.variance)
+
+    constants = {**plain.constants, "largest_area": (np.array(2.0), ())}
+    return Case("jungfrau_wide", plain.words, constants, expected, {**plain.inputs, "pixel_area": areas})
+
+
 FOUR = np.array([[3000.0, 14_500, 14_200, 2500], [41, -1.44, -0.1145, 90]])
 
 
@@ -582,6 +595,7 @@ MAKERS: Mapping[str, Callable[[], Case]] = {
     "jungfrau_cells": jungfrau_cells,
     "jungfrau_hg0": jungfrau_hg0,
     "jungfrau_split": jungfrau_split,
+    "jungfrau_wide": jungfrau_wide,
     "jungfrau_split, all codes": lambda: jungfrau_split(all_codes=True),
     "linear": lambda: scaled("linear"),
     "lpd": lpd,

@@ -81,7 +81,7 @@ def bound(name: str, energy: float = PHOTON_ENERGY, with_mask: bool = True) -> C
     constants = {n: ConstantMap(m[:, None], ((0, 1, 2),)) for n, m in maps.items()}
     layout = RawLayout(len(WORDS), (1, PIXELS))
     return bind(
-        catalog.get(name) if name == "jungfrau" else catalog.profile(name),
+        catalog.get(name) if name.startswith("jungfrau") and name in catalog.names() else catalog.profile(name),
         layout,
         {"raw": WORDS.dtype},
         inputs,
@@ -249,7 +249,7 @@ RULES: Mapping[str, tuple[str, Callable[[Constants], Array]]] = {
 
 def test_every_profile_has_a_rule() -> None:
     assert {n.partition(",")[0] for n in RULES} == set(PROGRAMS)
-    assert set(catalog.profiles()) == {*PROGRAMS, WIDE}
+    assert set(catalog.profiles()) == {*PROGRAMS}
 
 
 def assert_as_the_program(found: tuple[Array, Array], wanted: Array) -> None:
@@ -423,11 +423,11 @@ def wide(largest: int | None) -> Calibration:
     if largest is not None:
         constants["largest_area"] = ConstantMap(np.array(float(largest)), ())
     layout = RawLayout(len(WORDS), (1, PIXELS))
-    return bind(catalog.profile(WIDE), layout, {"raw": WORDS.dtype}, inputs, constants)
+    return bind(catalog.get(WIDE), layout, {"raw": WORDS.dtype}, inputs, constants)
 
 
 def test_the_formula_of_wide_pixels_is_jungfrau_and_more() -> None:
-    formula, base = catalog.profile(WIDE), catalog.get("jungfrau")
+    formula, base = catalog.get(WIDE), catalog.get("jungfrau")
     conditions = sum(s.name.partition(".")[0] in {f.name for f in base.flags} for s in base.steps)
     steps = len(base.steps) - conditions
     assert formula.steps[:steps] == base.steps[:steps]
@@ -446,7 +446,7 @@ def test_wide_pixels_are_kept(output: str) -> None:
 def test_wide_pixels_are_masked(largest: int) -> None:
     value, flags = computed(wide(largest))
     kept, reasons = computed(wide(None))
-    named = [f.name for f in catalog.profile(WIDE).flags].index("wide")
+    named = [f.name for f in catalog.get(WIDE).flags].index("wide")
     np.testing.assert_array_equal(flags >> named & 1, np.broadcast_to(largest < AREAS, flags.shape))
     assert np.isnan(value[:, largest < AREAS]).all()
     np.testing.assert_array_equal(bits(value[:, largest >= AREAS]), bits(kept[:, largest >= AREAS]))

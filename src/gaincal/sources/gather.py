@@ -84,7 +84,7 @@ def _words_input(formula: Formula) -> str:
 def recorded_inputs(formula: Formula, run: RawRun | None) -> dict[str, tuple[Array, str]]:
     """Inputs of the formula that come with the run."""
     declared = {i.name: i for i in formula.inputs}
-    recorded = {} if run is None else {n: v for n, v in run.inputs.items() if n in declared}
+    recorded = {} if run is None else {n: v for n, v in {**run.inputs, **run.maps}.items() if n in declared}
     found = {}
     for name, values in recorded.items():
         lengths = dict(zip(formula.checked.pixel_dims, run.pixels if run else (), strict=False))

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+CHIP = 256
+"""Rows and columns of a chip of JUNGFRAU."""
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """First index and length along every dim."""
 
@@ -76,7 +78,9 @@ class RawRun:
     words : mapping of str to RawWords
         By the name of the formula's input.
     inputs : mapping of str to ndarray
-        Further inputs of the formula: (frame,), (frame, module) or a map of the pixels.
+        Further inputs of the formula that come by frame: (frame,) or (frame, module).
+    maps : mapping of str to ndarray (*pixels)
+        Further inputs that do not: what is known of each pixel of such a detector.
     ids : mapping of str to ndarray (frame,)
         What identifies the frames.
     files : tuple of Path
@@ -93,6 +97,7 @@ class RawRun:
     pixels: tuple[int, ...]
     words: Mapping[str, RawWords]
     inputs: Mapping[str, Array] = field(default_factory=dict)
+    maps: Mapping[str, Array] = field(default_factory=dict)
     ids: Mapping[str, Array] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
@@ -110,3 +115,14 @@ def jungfrau_formula(inputs: Mapping[str, Array]) -> str | None:
     if "cell" in inputs:
         return "jungfrau_cells"
     return "jungfrau_hg0" if inputs["high_gain"].any() else "jungfrau"
+
+
+def jungfrau_maps(pixels: tuple[int, ...]) -> dict[str, Array]:
+    """The area of each pixel of JUNGFRAU modules: inside a module, pixels at borders between chips are wide."""
+    area = np.ones(pixels, np.uint8)
+    for axis in (-2, -1):
+        length = pixels[axis]
+        wide = [k for border in range(CHIP, length, CHIP) for k in (border - 1, border)]
+        index = (..., wide, slice(None)) if axis == -2 else (..., wide)
+        area[index] *= 2
+    return {"pixel_area": area}

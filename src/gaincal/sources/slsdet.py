@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError
 from gaincal.nexus.trust import reading
-from gaincal.sources.run import RawRun, RawWords, by_frame, jungfrau_formula
+from gaincal.sources.run import RawRun, RawWords, by_frame, jungfrau_formula, jungfrau_maps
 from gaincal.sources.slsdet_master import COLUMNS, ROWS, ROWS_PER_PACKET, Master, find_master, load_master, open_file
 from gaincal.sources.slsdet_ports import HEADER, Port, load_ports, packets_caught
 
@@ -138,6 +138,7 @@ def recognise(path: Path) -> RawRun | None:
         formula=jungfrau_formula(inputs),
         frames=frames,
         pixels=master.pixels,
+        maps=jungfrau_maps(master.pixels),
         words={"raw": RawWords(np.dtype(np.uint16), read=reader)},
         inputs=inputs,
         ids=_ids(headers),

@@ -15,7 +15,7 @@ from gaincal.errors import FileError
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Words
-from gaincal.sources.run import Part, RawRun, RawWords, by_frame, jungfrau_formula
+from gaincal.sources.run import Part, RawRun, RawWords, by_frame, jungfrau_formula, jungfrau_maps
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.bool_]
@@ -93,13 +93,15 @@ def _run(resolver: Resolver, name: str, group: Place) -> RawRun:
     good = columns.get("is_good_frame", np.ones((frames, 1), bool)) != 0
     inputs = _inputs(columns, stripes != ABSENT)
     present = np.count_nonzero(stripes != ABSENT)
+    pixels = (ROWS, COLUMNS) if modules == 1 else (modules, ROWS, COLUMNS)
     return RawRun(
         kind="swissfel",
         description=f"SwissFEL JUNGFRAU {name}: {frames} frames, {present} of {modules} module(s)",
         detector=name,
         formula=jungfrau_formula(inputs),
         frames=frames,
-        pixels=(ROWS, COLUMNS) if modules == 1 else (modules, ROWS, COLUMNS),
+        pixels=pixels,
+        maps=jungfrau_maps(pixels),
         words={"raw": RawWords(words.dtype, tuple(_parts(words, stripes)))},
         inputs=inputs,
         ids=_ids(group, columns, good),

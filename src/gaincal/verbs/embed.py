@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from gaincal.calibration import Calibration, RawLayout, bind
@@ -23,6 +24,7 @@ from gaincal.nexus.master import Content, Placement, write_master
 from gaincal.nexus.preview import make_preview
 from gaincal.nexus.trust import reading
 from gaincal.nexus.words import Readable
+from gaincal.nexus.write import parse_number
 from gaincal.sources.files import Spec, load_numbers
 from gaincal.sources.gather import (
     Source,
@@ -100,7 +102,8 @@ def embed(
         ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.  A name with
         ``{module}`` stands for one file, or dataset, per module: ``gainMaps_M{module:03d}.bin``.
     settings : mapping of str to object, optional
-        Scalar inputs of the formula (photon_energy in keV) and metadata (see `METADATA`).
+        Scalar inputs of the formula (photon_energy in keV), its constants that are plain numbers, and
+        metadata (see `METADATA`).
     inputs : mapping of str to str or path, optional
         ``FILE[::/path]`` of other inputs: per frame, per frame and module, or maps of the pixels.
     mask : str or path, optional
@@ -142,7 +145,8 @@ def embed(
         template = find_template(resolver) if run is None else None
         layout = _layout(words)
         given = recorded_inputs(chosen, run)
-        stated, metadata = split_settings(chosen, settings or {}, resolver, template)
+        constants, settings = _with_plain_constants(chosen, constants, settings or {})
+        stated, metadata = split_settings(chosen, settings, resolver, template)
         given |= stated | stated_inputs(chosen, inputs or {}, layout)
         translated = find_mask(mask, mask_bits, resolver, template, layout)
         bad = translated.mask if translated else None
@@ -212,6 +216,15 @@ def _files(
         s for s in (*constants.values(), *inputs.values(), *ids.values(), mask) if isinstance(s, str | os.PathLike)
     ]
     return [Spec.parse(os.fspath(s)).file for s in named]
+
+
+def _with_plain_constants(
+    formula: Formula, constants: Mapping[str, Source], settings: Mapping[str, object]
+) -> tuple[dict[str, Source], dict[str, object]]:
+    """Settings that are numbers among the constants of the formula, moved there."""
+    plain = {c.name for c in formula.constants if not c.dims}
+    moved = {n: np.array(parse_number(n, str(value))) for n, value in settings.items() if n in plain}
+    return {**constants, **moved}, {n: value for n, value in settings.items() if n not in plain}
 
 
 def _check_ids(formula: Formula, ids: Mapping[str, object]) -> None:

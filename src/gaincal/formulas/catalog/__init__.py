@@ -56,7 +56,7 @@ def _text(name: str) -> str:
 
 
 def profiles() -> list[str]:
-    """Names of the formulas for constants of `jungfrau`: what other programs make of its words, and wide pixels."""
+    """Names of the formulas that say what other programs make of words and constants of `jungfrau`."""
     files = resources.files(__name__).joinpath("profiles").iterdir()
     return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
 
