@@ -19,10 +19,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n $(JOBS) -m "not slow"
+	$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/run.py

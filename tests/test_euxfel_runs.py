@@ -15,6 +15,7 @@ from catalogue import independent
 from gaincal import embed, open_calibrated_dataset
 from gaincal.formulas.program import MISSING_BIT
 
+pytestmark = pytest.mark.slow
 Array = npt.NDArray[Any]
 LPD, JF, STRIPS = "FXE_DET_LPD1M-1", "SPB_IRDA_JF1M", "SA1_XTD9_HIREX/DET/GOTTHARD2_MASTER"
 MISSING = 1 << MISSING_BIT

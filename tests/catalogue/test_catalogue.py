@@ -22,6 +22,7 @@ from gaincal.constants import ConstantMap
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
 
+pytestmark = pytest.mark.slow
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAMILIES = sorted(n for n in catalog.names() if not n.endswith(catalog.MODULES))

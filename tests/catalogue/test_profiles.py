@@ -26,6 +26,7 @@ from gaincal.formulas.columns import from_columns, to_columns
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import blocks
 
+pytestmark = pytest.mark.slow
 Array = npt.NDArray[Any]
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "how-to" / "moving-from-another-program.md"

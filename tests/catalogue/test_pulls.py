@@ -18,6 +18,7 @@ from gaincal.constants import ConstantMap
 from gaincal.formulas import catalog
 from gaincal.kernels import blocks
 
+pytestmark = pytest.mark.slow
 Array = npt.NDArray[Any]
 STAGES = (0, 1, 2)
 ERRORS = ("noise", "pedestal_error", "gain_error")

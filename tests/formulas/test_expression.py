@@ -62,6 +62,7 @@ def flood(seed: int) -> Counter[str]:
     return counts
 
 
+@pytest.mark.slow
 def test_a_flood_of_texts_is_accepted_or_refused_with_the_place() -> None:
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         counts = sum(pool.map(flood, range(20_240_601, 20_240_601 + PARTS)), Counter())

@@ -9,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from formulas.strategies import formula_texts, read_text
 from helpers import Array, items, oracle, program_of
 
@@ -321,6 +322,7 @@ def accepted() -> Iterator[tuple[str, Formula]]:
             yield text, formula
 
 
+@pytest.mark.slow
 def test_accepted_formulas_agree_with_float64_within_the_bounds_of_their_operations() -> None:
     arrays = given_arrays()
     used: set[str] = set()
