@@ -56,8 +56,34 @@ def slab(values: Array | Slabs, place: tuple[int, ...]) -> Array:
     return np.asarray(values[place]) if isinstance(values, np.ndarray) else values.slab(place)
 
 
-class StoredSlabs:
-    """A constant in a file, each slab checked when it is read.
+class FieldSlabs:
+    """A field of a file, read slab by slab.
+
+    Parameters
+    ----------
+    place : Place
+        The field.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.stored = place, PlainDataset(place)
+        self.shape = tuple(int(n) for n in place.dataset.shape)
+        self.dtype = self.stored.dtype.newbyteorder("=")
+
+    def slab(self, place: tuple[int, ...]) -> Array:
+        """Read one slab; raises FileError if it is damaged or was never written."""
+        inner = self.shape[len(place) :]
+        box = ((*place, *(0,) * len(inner)), (*(1,) * len(place), *inner))
+        values, missing = np.empty(box[1], self.dtype), np.zeros(box[1], bool)
+        if values.size:
+            self.stored.read(box, values, missing)
+        if missing.any():
+            raise self.place.error(f"was never written at {place}", code="incomplete")
+        return values.reshape(inner)
+
+
+class StoredSlabs(FieldSlabs):
+    """A constant of a calibration, each slab checked when it is read.
 
     Parameters
     ----------
@@ -68,25 +94,15 @@ class StoredSlabs:
     """
 
     def __init__(self, place: Place, checksums: Array) -> None:
-        self.place, self.stored, self.checksums = place, PlainDataset(place), checksums
-        self.shape = tuple(int(n) for n in place.dataset.shape)
-        self.dtype = self.stored.dtype.newbyteorder("=")
+        super().__init__(place)
+        self.checksums = checksums
         if checksums.shape != checksums_shape(self.shape) or checksums.dtype != np.uint8:
             problem = f"has checksums of shape {checksums.shape}, expected {checksums_shape(self.shape)}"
             raise place.error(problem, "embed the calibration again", code="no-checksum")
 
     def slab(self, place: tuple[int, ...]) -> Array:
-        """Read one slab; raises FileError if it is damaged or was never written."""
-        inner = self.shape[len(place) :]
-        values, missing = (
-            np.empty((*(1,) * len(place), *inner), self.dtype),
-            np.zeros((*(1,) * len(place), *inner), bool),
-        )
-        if values.size:
-            self.stored.read(((*place, *(0,) * len(inner)), values.shape), values, missing)
-        if missing.any():
-            raise self.place.error(f"was never written at {place}", code="incomplete")
-        found = values.reshape(inner)
+        """Read one slab; raises FileError if it is damaged, was never written or was changed."""
+        found = super().slab(place)
         if array_digest(found) != self.checksums[place].tobytes():
             problem = "its checksum differs: the constant was changed after it was written"
             raise self.place.error(problem, "embed it again", code="checksum-differs")

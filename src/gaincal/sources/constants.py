@@ -18,10 +18,10 @@ from gaincal.formulas.formula import Constant
 from gaincal.formulas.program import Labels
 from gaincal.formulas.units import Unit
 from gaincal.nexus import names
-from gaincal.nexus.dataset import PlainDataset, check_budget
+from gaincal.nexus.dataset import check_budget
 from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import MAX_CONSTANT_BYTES, MAX_LOADED_BYTES, Provenance
-from gaincal.nexus.slabs import slab, slab_places
+from gaincal.nexus.slabs import FieldSlabs, slab, slab_places
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.sources import euxfel_constants
 from gaincal.sources.files import Spec, datasets, only, read_npy
@@ -163,25 +163,13 @@ def _read_hdf5(
             resolver.close()
 
 
-class FileSlabs:
-    """A constant in a file, larger than is good to hold at once."""
+class FileSlabs(FieldSlabs):
+    """A constant in a file that stays open, larger than is good to hold at once."""
 
     def __init__(self, resolver: Resolver, place: Place) -> None:
         check_budget(place, MAX_CONSTANT_BYTES)
-        self._resolver = resolver  # keeps the file open
-        self._place, self._stored = place, PlainDataset(place)
-        self.shape = tuple(int(n) for n in place.dataset.shape)
-        self.dtype = self._stored.dtype.newbyteorder("=")
-
-    def slab(self, place: tuple[int, ...]) -> Array:
-        """The values at some indices of all dims but the last two."""
-        inner = self.shape[len(place) :]
-        box = ((*place, *(0,) * len(inner)), (*(1,) * len(place), *inner))
-        values, missing = np.empty(box[1], self.dtype), np.zeros(box[1], bool)
-        self._stored.read(box, values, missing)
-        if missing.any():
-            raise self._place.error("was never written completely", code="incomplete")
-        return values.reshape(inner)
+        super().__init__(place)
+        self._resolver = resolver
 
 
 def _check_units(place: Place, declared: Constant) -> None:
