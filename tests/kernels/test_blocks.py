@@ -13,6 +13,7 @@ from helpers import SPECIALS, Array, assert_same_bits, bits, compiled, declare, 
 
 from gaincal.formulas.program import Program
 from gaincal.kernels import blocks
+from gaincal.kernels.memory import empty_aligned
 
 TABLES = {"t": [0, 1, -1, 2]}
 
@@ -300,3 +301,33 @@ def test_without_a_sensible_grant_the_affinity_counts(granted: str, monkeypatch:
 def test_without_slurm_the_affinity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     assert blocks.available_threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("pixels", [64, 320, 1040, 5056])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_that_bypass_the_cache_have_the_same_bits(
+    pixels: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrays = arrays_for(5, pixels)
+    found = []
+    for least in (1 << 40, 0):
+        monkeypatch.setattr(blocks, "STREAMED_BYTES", least)
+        value, flags = empty_aligned((5, pixels), np.float32), empty_aligned((5, pixels), np.uint32)
+        assert blocks._streams(value, 0) is (least == 0)
+        blocks.evaluate(staged(), arrays, value, flags, threads)
+        found.append((value.tobytes(), flags.tobytes()))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        empty_aligned((5, 320), np.float32)[1:, :].reshape(-1)[4:1204].reshape(4, 300),
+        empty_aligned((5, 321), np.float32),
+        empty_aligned((5, 40), np.int8),
+    ],
+)
+def test_results_that_begin_elsewhere_do_not_bypass_the_cache(result: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "STREAMED_BYTES", 0)
+    assert not blocks._streams(result, 0)
+    assert not blocks._streams(empty_aligned((5, 320), np.float32), 8)

@@ -13,11 +13,14 @@ import numpy.typing as npt
 
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
+from gaincal.kernels.memory import ALIGNMENT
 from gaincal.kernels.runs import split_runs
 
 Array = npt.NDArray[Any]
 MIN_WORDS_PER_TASK = 1 << 18
 PIXELS_PER_TASK = 1 << 14
+STREAMED_BYTES = 32 << 20
+"""Results beyond this leave the cache before anybody reads them."""
 
 
 def available_threads() -> int:
@@ -55,7 +58,8 @@ def evaluate(
     for first, last, own in split_runs(program, whole, pixels):
         given = [np.ascontiguousarray(own[item.name]) for item in program.given]
         _check_shapes(program, given, value, flags)
-        kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None)
+        streaming = all(_streams(r, first) for r in results)
+        kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None, streaming)
         addresses = np.array([a.ctypes.data for a in (*given, *results)], np.int64)
         kept.append((given, addresses))  # the kernel knows only where they lie
         tasks += [(addresses.ctypes.data, frames, pixels, *t) for t in _split(frames, first, last, threads)]
@@ -95,11 +99,17 @@ def _check_shapes(program: Program, given: list[Array], value: Array, flags: npt
             raise ValueError(f"a result must be a contiguous, writable {dtype}{value.shape}")
 
 
-def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool) -> Any:
+def _streams(result: Array, first: int) -> bool:
+    """Whether a result is too large for the cache, and every frame and run of it begins at a cache line."""
+    aligned = result.ctypes.data % ALIGNMENT == 0 and result.shape[1] * result.itemsize % ALIGNMENT == 0
+    return aligned and first * result.itemsize % ALIGNMENT == 0 and result.nbytes >= STREAMED_BYTES
+
+
+def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool, streaming: bool) -> Any:
     from gaincal.kernels.compiler import Layout, compile_program
 
     names = (item.name for item in program.given)
-    return compile_program(program, Layout(tuple(zip(names, dtypes, strict=True)), flags))
+    return compile_program(program, Layout(tuple(zip(names, dtypes, strict=True)), flags, streaming))
 
 
 def _split(frames: int, first: int, last: int, threads: int) -> list[tuple[int, int]]:

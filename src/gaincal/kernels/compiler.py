@@ -50,10 +50,13 @@ class Layout:
         Name and dtype of every input and constant.
     flags : bool
         Whether flags are stored.
+    streaming : bool
+        Whether results bypass the cache; all of them must then begin at cache lines, frame by frame.
     """
 
     arrays: tuple[tuple[str, str], ...]
     flags: bool
+    streaming: bool = False
 
 
 @lru_cache(maxsize=64)
@@ -188,6 +191,8 @@ class _Emitter:
             if FRAME in kind.dims and _pixelwise(kind):
                 size = self.dtypes[item.name].itemsize
                 lowering.prefetch(lowering.offset(self.addresses[item.name], place, size), GROUP * size, False)
+        if self.layout.streaming:
+            return
         lowering.prefetch(lowering.offset(self.addresses[VALUE], place, self.size), GROUP * self.size, True)
         if self.layout.flags:
             lowering.prefetch(lowering.offset(self.addresses[FLAGS], place, FLAGS_SIZE), GROUP * FLAGS_SIZE, True)
@@ -231,9 +236,10 @@ class _Emitter:
         steps = [s for s in self.program.steps if _pixelwise(self.types[s.name]) and s.name not in kept]
         self._steps(lowering, steps, values, pixel)
         result, flags = Delivery(lowering, self.program).deliver(values)
-        lowering.store(result, lowering.offset(self.addresses[VALUE], here, self.size))
+        streaming = self.layout.streaming and lowering.width == LANES
+        lowering.store(result, lowering.offset(self.addresses[VALUE], here, self.size), streaming)
         if self.layout.flags:
-            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE))
+            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE), streaming)
 
     def _loaded(
         self, lowering: Lowering, items: Iterable[Input | Constant], here: Value, pixel: Value

@@ -161,9 +161,13 @@ class Vectors:
         kind = self.vector(element) if vector else element
         return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=_bytes(element))
 
-    def store(self, value: Value, address: Value) -> None:
-        """Store a value at an address."""
-        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=_bytes(self.element(value)))
+    def store(self, value: Value, address: Value, streaming: bool = False) -> None:
+        """Store a value at an address; past the cache if `streaming`, for which the address must suit a register."""
+        size = _bytes(self.element(value))
+        align = min(size * self.width, CACHE_LINE) if streaming else size
+        stored = self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=align)
+        if streaming:
+            stored.set_metadata("nontemporal", self.b.module.add_metadata([ir.Constant(INT32, 1)]))
 
     def prefetch(self, address: Value, size: int, write: bool) -> None:
         """Ask for some bytes before they are needed; any address will do."""
