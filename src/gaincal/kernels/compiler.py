@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -28,11 +28,11 @@ from gaincal.formulas.program import Program
 from gaincal.kernels.delivery import Delivery
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
-from gaincal.kernels.shortcut import find_shortcut
+from gaincal.kernels.shortcut import find_shortcut, rare_words
 from gaincal.kernels.still import kept_conditions, still_names
 from gaincal.kernels.vectors import BIT, INT64, Builder, Value
 
-TILE = 2048
+TILE = 4096
 GROUP = 64
 LANES = 16
 VALUE, FLAGS = "-> value", "-> flags"
@@ -90,10 +90,11 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
 
 @dataclass(frozen=True)
 class _Path:
-    """The types of everything under what is assumed, and where the conditions of a tile are kept."""
+    """The types of everything under what is assumed, where the conditions of a tile are kept, and what never holds."""
 
     types: dict[str, Type]
     kept: dict[str, Value]
+    never: tuple[str, ...] = ()
 
 
 class _Emitter:
@@ -122,6 +123,7 @@ class _Emitter:
         }
         self.selection = Selection(program, self.dtypes, self.addresses, pixels)
         self.shortcut = find_shortcut(program)
+        self.rare = rare_words(program)
         self.paths = [self._path(dict(program.types))]
         if self.shortcut is not None:
             self.paths.append(self._path(self.shortcut.types))
@@ -205,9 +207,32 @@ class _Emitter:
             return
         with self.b.if_else(self._elsewhere(frame, pixel, uniform), likely=False) as (mixed, same):
             with mixed:
-                self._lanes(usual, frame, pixel, low, uniform)
+                self._mixed(usual, frame, pixel, low, uniform)
             with same:
                 self._lanes(short[0], frame, pixel, low, uniform)
+
+    def _mixed(self, usual: _Path, frame: Value, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
+        """A group of several stages: special words are asked for once, not pixel by pixel."""
+        if not self.rare:
+            self._lanes(usual, frame, pixel, low, uniform)
+            return
+        with self.b.if_else(self._any_rare(frame, pixel), likely=False) as (special, plain):
+            with special:
+                self._lanes(usual, frame, pixel, low, uniform)
+            with plain:
+                self._lanes(replace(usual, never=tuple(self.rare)), frame, pixel, low, uniform)
+
+    def _any_rare(self, frame: Value, pixel: Value) -> Value:
+        """Whether any word of a group is one of the special ones."""
+        lowering = Lowering(self.b, self.program, GROUP)
+        words = [i for i in self.program.inputs if i.name in {word for word, _ in self.rare.values()}]
+        values = self._loaded(lowering, words, self._place(frame, pixel), pixel)
+        found = lowering.constant(lowering.vector(BIT), 0)
+        for word, number in sorted(set(self.rare.values())):
+            value = values[word]
+            if self.types[word].low <= number <= self.types[word].high:
+                found = self.b.or_(found, lowering.compare("==", value, lowering.constant(value.type, number)))
+        return lowering.any(found)
 
     def _lanes(self, path: _Path, frame: Value, first: Value, low: Value, uniform: dict[str, Value]) -> None:
         """A group, as many pixels at a time as one register takes: wider conditions cost shuffles."""
@@ -218,8 +243,9 @@ class _Emitter:
                 name: lowering.load_bits(bits, self.b.sub(pixel, low))
                 for p in self.paths
                 for name, bits in p.kept.items()
-                if p is path or p is self.paths[0]
+                if p.types is path.types or p is self.paths[0]
             }
+            kept |= dict.fromkeys(path.never, ir.Constant(BIT, 0))
             self._pixels(lowering, frame, pixel, uniform, kept)
 
     def _pixels(
@@ -274,9 +300,7 @@ class _Emitter:
             outside = self.b.or_(
                 outside, lowering.compare(">", value, lowering.constant(value.type, self.shortcut.high))
             )
-        signature = ir.FunctionType(BIT, [outside.type])
-        reduce = cgutils.get_or_insert_function(self.b.module, signature, f"llvm.vector.reduce.or.v{GROUP}i1")
-        return self.b.call(reduce, [outside])
+        return lowering.any(outside)
 
     def _steps(self, lowering: Lowering, steps: list[Step], values: dict[str, Value], pixel: Value) -> None:
         for step in steps:

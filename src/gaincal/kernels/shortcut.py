@@ -53,6 +53,19 @@ def find_shortcut(program: Program) -> Shortcut | None:
     return None
 
 
+def rare_words(program: Program) -> dict[str, tuple[str, int]]:
+    """Steps that ask whether a word is one special number, with the word and the number: hardly ever true."""
+    types = dict(program.types)
+    words = {i.name for i in program.inputs if i.dtype and types[i.name].dims > {FRAME}}
+    found = {}
+    for step in program.steps:
+        if step.operation == "equal" and step.arguments[0] in words:
+            number = literal_value(step.arguments[1])
+            if isinstance(number, int):
+                found[step.name] = (step.arguments[0], number)
+    return found
+
+
 def _stage(program: Program, kinds: dict[str, Type], steps: dict[str, Step]) -> tuple[str, int] | None:
     labels = dict(program.labels)
     for step in program.steps:

@@ -242,6 +242,12 @@ class Vectors:
             return self.b.icmp_signed(symbol, a, b)
         return (self.b.fcmp_unordered if symbol == "!=" else self.b.fcmp_ordered)(symbol, a, b)
 
+    def any(self, condition: Value) -> Value:
+        """Whether a condition holds for any pixel of a vector."""
+        signature = ir.FunctionType(BIT, [condition.type])
+        name = f"llvm.vector.reduce.or.v{self.width}i1"
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), [condition])
+
     def is_nan(self, a: Value) -> Value:
         """Whether a real is a NaN."""
         return self.b.fcmp_unordered("uno", a, a)
