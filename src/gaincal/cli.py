@@ -342,7 +342,9 @@ def formula_list(as_json: bool) -> None:
     if as_json:
         _print_json([{"name": f.name, "version": f.version, "title": f.title, "digest": f.digest} for f in found])
     else:
-        click.echo("\n".join(f"{f.name:20} {f.title}" for f in found))
+        width = max(len(f.name) for f in found)
+        click.echo("\n".join(f"{f.name:{width}}  {f.title}" for f in found))
+        click.echo(f"for --profile: {', '.join(catalog.profiles())}")
 
 
 @formula.command("show")
@@ -350,12 +352,14 @@ def formula_list(as_json: bool) -> None:
 @click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
 @_trust
 def formula_show(name_or_file: str, calibration: str | None, trust: tuple[str, ...]) -> None:
-    """The text of a formula of the catalogue, of a TOML file, or of a NeXus file."""
+    """The text of a formula of the catalogue, of a profile, of a TOML file, or of a NeXus file."""
     from gaincal.formulas import catalog
     from gaincal.formulas.formula import Formula
 
     if name_or_file in catalog.names():
         click.echo(catalog.source(name_or_file), nl=False)
+    elif name_or_file in catalog.profiles():
+        click.echo(catalog.profile(name_or_file).to_toml(), nl=False)
     elif name_or_file.endswith(".toml"):
         click.echo(Formula.load(name_or_file).to_toml(), nl=False)
     else:

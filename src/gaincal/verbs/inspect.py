@@ -16,6 +16,7 @@ from gaincal.errors import FileError, GaincalError
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import needs
 from gaincal.nexus import names
+from gaincal.nexus.dataset import PlainDataset
 from gaincal.nexus.fields import attribute_text
 from gaincal.nexus.group import read_calibration
 from gaincal.nexus.read import Master, choose, locate, of_class, open_master
@@ -290,19 +291,25 @@ def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
             where = f"{words.place.file}::{words.place.path}"
             problem = f"words from {piece.box[0]}, {piece.box[1]} of them, are missing: {piece.reason}"
             findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
-        for done, source in enumerate(words.sources, start=1):
-            where = f"{source.place.file}::{source.place.path}"
-            if source.unwritten():
-                problem = f"{source.unwritten()} chunks were never written"
-                findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
-            if not source.pipeline.checksummed:
-                problem = "the words carry no checksum: a flipped bit would go unnoticed"
-                findings.append(Finding("words-unchecked", NOTE, where, problem, "write them with fletcher32"))
-            damaged = source.damaged()
-            findings += [_finding(error, where) for error in islice(damaged, MAX_LISTED)]
-            if progress is not None:
-                progress(done, len(words.sources))
+    # Two words inputs can be parts of one dataset.
+    sources = {source.place.identity: source for words in master.words.values() for source in words.sources}
+    for done, source in enumerate(sources.values(), start=1):
+        findings += _source_findings(source)
+        if progress is not None:
+            progress(done, len(sources))
     return findings
+
+
+def _source_findings(source: PlainDataset) -> list[Finding]:
+    where = f"{source.place.file}::{source.place.path}"
+    findings = []
+    if source.unwritten():
+        problem = f"{source.unwritten()} chunks were never written"
+        findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
+    if not source.pipeline.checksummed:
+        problem = "the words carry no checksum: a flipped bit would go unnoticed"
+        findings.append(Finding("words-unchecked", NOTE, where, problem, "write them with fletcher32"))
+    return findings + [_finding(error, where) for error in islice(source.damaged(), MAX_LISTED)]
 
 
 def _entry_findings(master: Master) -> list[Finding]:
