@@ -16,6 +16,7 @@ from gaincal.errors import BindError
 from gaincal.formulas.formula import Formula
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels import blocks, reference
+from gaincal.kernels.memory import empty_aligned
 
 Array = npt.NDArray[Any]
 FRAMES, MODULES, Y, X = 7, 3, 8, 20
@@ -174,3 +175,19 @@ def test_a_large_constant_is_a_map_of_reals() -> None:
     words = {n: np.dtype("u2") for n in ("analog", "digital")}
     with pytest.raises(BindError, match="too large"):
         bind(formula, RawLayout(1, (MODULES, Y, X)), words, {}, given)
+
+
+def test_runs_that_begin_between_cache_lines_do_not_bypass_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration, words = bound(large=False)
+    program = calibration.program("signal")
+    modules = {n: np.ascontiguousarray(w[:, :, :4, :18]) for n, w in words.items()}  # 72 pixels: 4.5 cache lines
+    window = (slice(0, 2), slice(0, 4), slice(0, 18))
+    modules = {n: w[:, :2] for n, w in modules.items()}
+    arrays = calibration.block(program, modules, slice(0, FRAMES), window)
+    monkeypatch.setattr(blocks, "STREAMED_BYTES", 0)
+    value = empty_aligned((FRAMES, 144), np.float32)
+    assert blocks._streams(value, 0)
+    assert not blocks._streams(value, 72)
+    blocks.evaluate(program, arrays, value)
+    wanted, _ = reference.evaluate(program, arrays)
+    assert value.tobytes() == np.ascontiguousarray(wanted).tobytes()

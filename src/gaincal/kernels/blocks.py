@@ -54,14 +54,17 @@ def evaluate(
     frames, pixels = value.shape
     whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in arrays.items()}
     results = [value] if flags is None else [value, flags]
-    kept, tasks = [], []
+    runs = []
     for first, last, own in split_runs(program, whole, pixels):
         given = [np.ascontiguousarray(own[item.name]) for item in program.given]
         _check_shapes(program, given, value, flags)
-        streaming = all(_streams(r, first) for r in results)
-        kernel = _kernel(program, tuple(a.dtype.name for a in given), flags is not None, streaming)
+        runs.append((first, last, given))
+    streaming = all(_streams(result, first) for first, _, _ in runs for result in results)
+    kernel = _kernel(program, tuple(a.dtype.name for a in runs[0][2]), flags is not None, streaming)
+    kept, tasks = [], []
+    for first, last, given in runs:
         addresses = np.array([a.ctypes.data for a in (*given, *results)], np.int64)
-        kept.append((given, addresses))  # the kernel knows only where they lie
+        kept.append(addresses)  # as `runs` the arrays: the kernel knows only where they lie
         tasks += [(addresses.ctypes.data, frames, pixels, *t) for t in _split(frames, first, last, threads)]
     _run(kernel, tasks, threads)
 
