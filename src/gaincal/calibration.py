@@ -101,12 +101,12 @@ class Calibration:
         flags = tuple((bit, replace(f, voids=f.voids and f.name in self.counted)) for bit, f in program.flags)
         return replace(program, flags=flags)
 
-    def variance_program(self, output: str, flagged: float | None = None) -> Program | None:
+    def variance_program(self, output: str) -> Program | None:
         """What computes the variance of an output, if the formula declares it and everything is there."""
         declared = self.formula.variance(output)
         if declared is None or declared.name not in self.available_outputs():
             return None
-        return self.program(declared.name, None, flagged)
+        return self.program(declared.name)
 
     def counting(self, flags: frozenset[str], inputs: Mapping[str, Array]) -> Calibration:
         """The same with other flags counted and some maps replaced by maps of the same shape and dtype."""

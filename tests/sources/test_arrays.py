@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -119,3 +120,14 @@ def test_a_formula_must_be_named(tmp_path: Path) -> None:
     np.save(tmp_path / "raw.npy", np.zeros((4, 8, 16), np.uint16))
     with pytest.raises(RequestError, match="name a formula"):
         embed(tmp_path / "raw.npy", tmp_path / "m.nxs", constants={})
+
+
+def test_strips_are_stored_frame_by_frame(tmp_path: Path) -> None:
+    words = np.random.default_rng(0).integers(0, 1 << 12, (50, 1280), dtype=np.uint16)
+    np.save(tmp_path / "raw.npy", words)
+    maps = {"pedestal": np.full((4, 1280), 900.0), "gain": np.ones((4, 1280))}
+    embed(tmp_path / "raw.npy", tmp_path / "m.nxs", formula="gotthard2", constants=maps)
+    with open_calibrated_dataset(tmp_path / "m.nxs") as found:
+        np.testing.assert_array_equal(found["raw"].values, words)
+    with h5py.File(tmp_path / "m.nxs") as file:
+        assert file["/entry/instrument/detector/raw/data"].chunks == (1, 1280)

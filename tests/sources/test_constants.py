@@ -76,6 +76,27 @@ def test_modules_that_differ_are_refused(tmp_path: Path) -> None:
         load(f"{tmp_path}/m{{module}}.npy")
 
 
+def test_integers_of_modules_stay_what_they_are(tmp_path: Path) -> None:
+    counts = np.full((3, Y, X), 2**24 + 1, np.uint32)  # which float32 cannot hold
+    for module in range(MODULES):
+        np.save(tmp_path / f"m{module}.npy", counts)
+    declared = Constant("count", ("stage", "module", "y", "x"), "1", "uint32")
+    constant, _ = load_constant(Spec(tmp_path / "m{module}.npy", None), declared, ("stage",), PIXELS)
+    values = np.asarray(constant.values)
+    assert values.dtype == np.uint32
+    assert (values == 2**24 + 1).all()
+    (tmp_path / "m1.npy").unlink()
+    with pytest.raises(FileError, match="cannot be marked"):
+        load_constant(Spec(tmp_path / "m{module}.npy", None), declared, ("stage",), PIXELS)
+
+
+def test_types_of_modules_that_differ_are_refused(tmp_path: Path) -> None:
+    for module in range(MODULES):
+        np.save(tmp_path / f"m{module}.npy", WHOLE[:, module].astype(np.float32 if module else np.float64))
+    with pytest.raises(FileError, match="that of another module float64"):
+        load(f"{tmp_path}/m{{module}}.npy")
+
+
 def test_no_module_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="nor that of any other module"):
         load(f"{tmp_path}/m{{module}}.npy")

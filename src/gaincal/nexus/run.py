@@ -11,6 +11,7 @@ from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
 from gaincal.nexus.trust import Place
 from gaincal.nexus.words import Piece, Readable, Words
 
+STRIP_RANK = 2
 PACKET_ROWS = 4
 """Rows of the chunks where a part of a module was lost: those of the smallest UDP packet in use."""
 
@@ -71,7 +72,8 @@ def copy_frames(group: h5py.Group, name: str, words: Readable, after: Callable[[
     frame_bytes = int(np.prod(shape[1:])) * words.dtype.itemsize
     blocks = list(split_frames(0, shape[0], max(1, BLOCK_BYTES // frame_bytes)))
     torn = any(_torn(words, first, count) for first, count in blocks)
-    rows = PACKET_ROWS if torn and shape[-2] % PACKET_ROWS == 0 else 1 if torn else shape[-2]
+    whole = shape[-2] if len(shape) > STRIP_RANK else 1
+    rows = PACKET_ROWS if torn and whole % PACKET_ROWS == 0 else 1 if torn else whole
     chunks = (*(1,) * (len(shape) - 2), rows, shape[-1])
     options = dict(hdf5plugin.Bitshuffle(cname="lz4"))
     dataset = group.create_dataset(name, shape, words.dtype, chunks=chunks, fletcher32=True, **options)

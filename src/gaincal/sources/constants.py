@@ -105,17 +105,30 @@ def _read_modules(
     note = f"{declared.name}: no file for module {absent}, whose pixels will be flagged" if absent else ""
     how = f"{spec.path or ''} {len(there)} of {pixels[0]} modules".strip()
     one = replace(declared, dims=tuple(d for d in declared.dims if d != _MODULES[0]))
-    first, _, labels = _read_file(there[min(there)], one, axes, pixels[1:])
-    shape = first.shape
-    whole = np.full((*shape[:-2], pixels[0], *shape[-2:]), np.nan, np.float32 if first.dtype.itemsize == 4 else float)
+    whole, known = np.empty(0), None
     for module, own in there.items():
         values, _, stated = _read_file(own, one, axes, pixels[1:])
-        if values.shape != shape or stated != labels:
-            problem = f"has shape {values.shape}, that of another module {shape}, or other labels"
-            raise FileError(own.file, own.path or "", problem, code="wrong-shape")
-        for place in slab_places(shape):
+        if known is None:
+            known = values.shape, values.dtype, stated
+            whole = _room(own, values, pixels[0], bool(absent))
+        if known != (values.shape, values.dtype, stated):
+            problem = f"is {values.dtype.name}{values.shape}, that of another module {known[1].name}{known[0]},"
+            raise FileError(own.file, own.path or "", f"{problem} or has other labels", code="wrong-shape")
+        for place in slab_places(values.shape):
             whole[(*place, module)] = slab(values, place)
-    return whole, how, labels or tuple(tuple(range(n)) for n in shape[: len(axes)]), note
+    assert known is not None
+    return whole, how, known[2] or tuple(tuple(range(n)) for n in known[0][: len(axes)]), note
+
+
+def _room(spec: Spec, values: Array | Slabs, modules: int, lacking: bool) -> Array:
+    """Room for all modules in the type of one; NaN for those that lack, which integers cannot say."""
+    shape = (*values.shape[:-2], modules, *values.shape[-2:])
+    if not lacking:
+        return np.empty(shape, values.dtype)
+    if values.dtype.kind != "f":
+        problem = f"holds {values.dtype.name}, in which modules that lack cannot be marked"
+        raise FileError(spec.file, spec.path or "", problem, "name a file for every module", code="wrong-shape")
+    return np.full(shape, np.nan, values.dtype)
 
 
 def _named(text: str, module: int) -> str:

@@ -19,7 +19,6 @@ from gaincal.nexus.trust import Place, Resolver, reading
 Array = npt.NDArray[Any]
 SEPARATOR = "::"
 NPY_MAGIC = b"\x93NUMPY"
-PSI_CONSTANTS = "/gains"
 MAX_SEARCHED = 2000
 MAX_DEPTH = 12
 
