@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,22 +18,20 @@ from gaincal.errors import RequestError
 from gaincal.formulas.program import MISSING_BIT, RESERVED_FLAGS, Program
 from gaincal.kernels.blocks import available_threads
 from gaincal.nexus import names
-from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing, refuse_input
-from gaincal.nexus.evaluate import Evaluation, split_frames
+from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
+from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.fields import read_array
+from gaincal.nexus.frames import Progress, Tally, write_frames
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.scaling import FIELDS
 from gaincal.nexus.write import array_field, copy_tree, field, write_metadata
 
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
-FRAMES_AT_ONCE = 16
 ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value", *FIELDS.values())
 """Facts of a detector that hold for its words, not for what becomes of them."""
 MISSING_MASK_BIT = 1
 """Where every frame is missing the pixel counts as dead."""
-ALL_BITS = np.uint32(0xFFFFFFFF)
 
 
 @dataclass(frozen=True)
@@ -65,23 +63,6 @@ class Applied:
     pixels: int
     flags: dict[str, int]
     not_tested: list[str]
-
-
-class _Tally:
-    """Counts reasons, and remembers which a pixel has in every frame."""
-
-    def __init__(self, pixels: tuple[int, ...]) -> None:
-        self.counts = np.zeros(32, np.int64)
-        self.always = np.full(pixels, ALL_BITS)
-        self.missing_frames = 0
-
-    def add(self, flags: npt.NDArray[np.uint32]) -> None:
-        raised = flags[flags != 0]
-        for bit in range(32):
-            self.counts[bit] += int(np.count_nonzero(raised & np.uint32(1 << bit)))
-        self.always &= np.bitwise_and.reduce(flags, axis=0)
-        lacking = (flags >> np.uint32(MISSING_BIT)).astype(bool)
-        self.missing_frames += int(lacking.reshape(len(flags), -1).all(axis=1).sum())
 
 
 def apply(
@@ -158,7 +139,7 @@ def apply(
         spread = Evaluation(master.calibration, master.words, variance, threads) if variance else None
         with atomic_output(chosen, overwrite=overwrite) as written:
             entry = _copy_entry(written.file, master, first, count)
-            tally = _write_frames(written, entry, evaluation, spread, first, count, progress)
+            tally = write_frames(written, entry, evaluation, spread, first, count, progress)
             if inputs and names.PHOTON_ENERGY in inputs:
                 wavelength = names.KEV_ANGSTROM / inputs[names.PHOTON_ENERGY]
                 write_metadata(entry, written.file[master.detector.path], {"wavelength": wavelength})
@@ -201,67 +182,8 @@ def _copy_entry(file: h5py.File, master: Master, first: int, count: int) -> h5py
     return entry
 
 
-def _write_frames(
-    written: AtomicFile,
-    entry: h5py.Group,
-    evaluation: Evaluation,
-    spread: Evaluation | None,
-    first: int,
-    count: int,
-    progress: Progress | None,
-) -> _Tally:
-    pixels = evaluation.shape[1:]
-    group = new_group(entry, names.DATA_PATH.rsplit("/", 1)[-1], names.DATA)
-    group.attrs[names.SIGNAL_ATTRIBUTE] = names.IMAGE
-    group.attrs[names.AXES_ATTRIBUTE] = ["."] * len(evaluation.shape)
-    entry.attrs[names.DEFAULT_ATTRIBUTE] = group.name.rsplit("/", 1)[-1]
-    dataset = group.create_dataset(
-        names.IMAGE,
-        (count, *pixels),
-        evaluation.dtype,
-        chunks=(1, *pixels),
-        fletcher32=True,
-        **_compression(evaluation),
-    )
-    deviations = None if spread is None else _create_errors(group, spread, count)
-    tally = _Tally(pixels)
-    origin = (0,) * len(pixels)
-    for begin, number in split_frames(first, count, FRAMES_AT_ONCE):
-        values, flags = evaluation.read((begin, *origin), (number, *pixels), with_flags=True)
-        assert flags is not None
-        here = slice(begin - first, begin - first + number)
-        dataset[here] = values
-        if spread is not None and deviations is not None:
-            deviations[here] = np.sqrt(spread.read((begin, *origin), (number, *pixels))[0])
-        written.check()
-        tally.add(flags)
-        if progress is not None:
-            progress(begin - first + number, count)
-    return tally
-
-
-def _create_errors(group: h5py.Group, spread: Evaluation, count: int) -> h5py.Dataset:
-    """Where the standard deviations go: NXdata's name for the errors of its signal."""
-    shape = (count, *spread.shape[1:])
-    dataset = group.create_dataset(names.ERRORS, shape, spread.dtype, chunks=(1, *shape[1:]), fletcher32=True)
-    variance = spread.calibration.formula.output(spread.program.value)
-    of = spread.calibration.formula.output(variance.variance_of)
-    dataset.attrs[names.UNIT_ATTRIBUTE] = of.units
-    dataset.attrs["long_name"] = f"standard deviation of {of.name} ({of.units})"
-    return dataset
-
-
-def _compression(evaluation: Evaluation) -> dict[str, Any]:
-    """Counts shrink twenty-fold; the mantissas of calibrated floats are noise that no filter shrinks."""
-    if evaluation.dtype.kind == "f":
-        return {}
-    import hdf5plugin
-
-    return dict(hdf5plugin.Bitshuffle(cname="lz4"))
-
-
 def _finish(
-    entry: h5py.Group, master: Master, program: Program, tally: _Tally, path: Path, frames: tuple[int, int]
+    entry: h5py.Group, master: Master, program: Program, tally: Tally, path: Path, frames: tuple[int, int]
 ) -> Applied:
     """Everything that is known only after the last frame."""
     formula = master.calibration.formula
@@ -285,7 +207,7 @@ def _finish(
     return result
 
 
-def _write_mask(detector: h5py.Group, master: Master, tally: _Tally) -> None:
+def _write_mask(detector: h5py.Group, master: Master, tally: Tally) -> None:
     """The static mask, and the pixels that have a reason in every frame."""
     place = master.resolver.find(names.PIXEL_MASK, master.detector)
     pixels = master.calibration.layout.pixels
