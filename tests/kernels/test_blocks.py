@@ -273,7 +273,7 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
 def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
 
-    def kernel(addresses: int, frames: int, pixels: int, first: int, last: int) -> None:
+    def kernel(addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
         if first == 0:
             raise KeyboardInterrupt
         time.sleep(0.2)

@@ -61,15 +61,29 @@ def evaluate(
         runs.append((first, last, given))
     streaming = all(_streams(result, first) for first, _, _ in runs for result in results)
     kernel = _kernel(program, tuple(a.dtype.name for a in runs[0][2]), flags is not None, streaming)
+    by_row = _by_row(program)
     kept, tasks = [], []
     for first, last, given in runs:
-        addresses = np.array([a.ctypes.data for a in (*given, *results)], np.int64)
-        kept.append(addresses)  # as `runs` the arrays: the kernel knows only where they lie
-        tasks += [(addresses.ctypes.data, frames, pixels, *t) for t in _split(frames, first, last, threads)]
+        rows = [_rows(a) if item.name in by_row else a for item, a in zip(program.given, given, strict=True)]
+        rows += map(_rows, results)
+        addresses = np.array([a.ctypes.data for a in rows], np.int64)
+        kept += [addresses, *rows]  # as `runs` the arrays: the kernel knows only where they lie
+        tasks += [(addresses.ctypes.data, 0, frames, pixels, *t) for t in _split(frames, first, last, threads)]
     _run(kernel, tasks, threads)
 
 
-def _run(kernel: Any, tasks: list[tuple[int, int, int, int, int]], threads: int) -> None:
+def _by_row(program: Program) -> frozenset[str]:
+    """Inputs with a value for each pixel of each frame: the words."""
+    types = dict(program.types)
+    return frozenset(i.name for i in program.inputs if types[i.name].dims > {FRAME})
+
+
+def _rows(array: Array) -> npt.NDArray[np.int64]:
+    """Where the frames of an array begin."""
+    return array.ctypes.data + np.arange(array.shape[0], dtype=np.int64) * array.strides[0]
+
+
+def _run(kernel: Any, tasks: list[tuple[int, int, int, int, int, int]], threads: int) -> None:
     if len(tasks) == 1 or threads == 1:
         for task in tasks:
             kernel(*task)

@@ -8,7 +8,8 @@ do: docs/decisions/0007.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import ctypes
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -37,7 +38,22 @@ GROUP = 64
 LANES = 16
 VALUE, FLAGS = "-> value", "-> flags"
 FLAGS_SIZE = 4
-Kernel = Callable[[int, int, int, int, int], None]
+ADDRESS_SIZE = 8
+Rows = dict[str, Value]
+"""Where a frame begins, for everything that has a value for each of its pixels."""
+
+
+class Kernel:
+    """A compiled program, callable from Python and, by its address, from compiled code."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled  # owns the code
+        self.address = int(compiled.address)
+        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(self.address)
+
+    def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
+        """Compute, without the interpreter's lock; see `compile_program`."""
+        self._call(addresses, begin, end, pixels, first, last)
 
 
 @dataclass(frozen=True)
@@ -65,27 +81,29 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
 
     Returns
     -------
-    kernel : callable (addresses, frames, pixels, first, last) -> None
+    kernel : callable (addresses, begin, end, pixels, first, last) -> None
         ``addresses`` points to int64 addresses: the arrays of the layout, then the output, then
-        the flags.  All arrays are contiguous: words and results (frames, pixels), per-frame
-        inputs (frames,), maps (planes, pixels).  Pixels ``first`` to ``last`` are computed.
+        the flags.  Words, output and flags are each given as an array of addresses, one for the
+        first pixel of every frame; per-frame inputs (frames,) and maps (planes, pixels) are
+        contiguous.  Pixels ``first`` to ``last`` of frames ``begin`` to ``end`` are computed.
         Runs without the interpreter's lock and checks nothing: see `gaincal.kernels.blocks`.
+        Its attribute ``address`` is where compiled code finds it.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def body(_context: Any, _addresses: Any, _frames: Any, _pixels: Any, _first: Any, _last: Any) -> Any:
+    def body(_context: Any, _addresses: Any, _begin: Any, _end: Any, _pixels: Any, _first: Any, _last: Any) -> Any:
         def codegen(context: Any, builder: Builder, _signature: Any, arguments: tuple[Value, ...]) -> Value:
             _Emitter(builder, program, layout, *arguments).emit()
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), codegen
+        return types.void(*[types.int64] * 6), codegen
 
-    # nogil: blocks run in our own threads.  error_model: no Python exceptions from arithmetic.
-    @njit("void(int64, int64, int64, int64, int64)", nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-    def kernel(addresses: int, frames: int, pixels: int, first: int, last: int) -> None:
-        body(addresses, frames, pixels, first, last)
+    # A C function: callable from Python without the interpreter's lock, and from other compiled code.
+    @cfunc(types.void(*[types.int64] * 6), error_model="numpy")  # type: ignore[untyped-decorator]
+    def kernel(addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
+        body(addresses, begin, end, pixels, first, last)
 
-    return kernel  # type: ignore[no-any-return]
+    return Kernel(kernel)
 
 
 @dataclass(frozen=True)
@@ -106,13 +124,14 @@ class _Emitter:
         program: Program,
         layout: Layout,
         addresses: Value,
-        frames: Value,
+        begin: Value,
+        end: Value,
         pixels: Value,
         first: Value,
         last: Value,
     ) -> None:
         self.b, self.program, self.layout = builder, program, layout
-        self.frames, self.pixels, self.first, self.last = frames, pixels, first, last
+        self.begin, self.end, self.pixels, self.first, self.last = begin, end, pixels, first, last
         self.types = dict(program.types)
         self.dtypes = {name: np.dtype(dtype) for name, dtype in layout.arrays}
         self.size = np.dtype(program.dtype).itemsize
@@ -121,6 +140,10 @@ class _Emitter:
         self.addresses = {
             name: builder.load(builder.gep(table, [ir.Constant(INT64, k)])) for k, name in enumerate(names)
         }
+        by_frame = [i.name for i in program.given if self.types[i.name].dims > {FRAME}]
+        self.by_row = {name: self.dtypes[name].itemsize for name in by_frame} | {VALUE: self.size}
+        if layout.flags:
+            self.by_row[FLAGS] = FLAGS_SIZE
         self.selection = Selection(program, self.dtypes, self.addresses, pixels)
         self.shortcut = find_shortcut(program)
         self.rare = rare_words(program)
@@ -139,15 +162,16 @@ class _Emitter:
             whole = self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP)))
             for path in self.paths:
                 self._keep(path, low, whole)
-            with self._range(ir.Constant(INT64, 0), self.frames, 1) as frame:
-                uniform = self._uniform(frame)
-                last = self.b.icmp_signed("==", self.b.add(frame, ir.Constant(INT64, 1)), self.frames)
-                ahead = self.b.select(last, ir.Constant(INT64, 0), self.pixels)
+            with self._range(self.begin, self.end, 1) as frame:
+                uniform, rows = self._uniform(frame), self._rows(frame)
+                following = self.b.add(frame, ir.Constant(INT64, 1))
+                last = self.b.icmp_signed("==", following, self.end)
+                ahead = self._rows(self.b.select(last, frame, following))
                 with self._range(low, whole, GROUP) as pixel:
-                    self._prefetch(self.b.add(self._place(frame, pixel), ahead))
-                    self._group(frame, pixel, low, uniform)
+                    self._prefetch(ahead, pixel)
+                    self._group(rows, pixel, low, uniform)
                 with self._range(whole, high, 1) as pixel:
-                    self._pixels(Lowering(self.b, self.program, 1), frame, pixel, uniform)
+                    self._pixels(Lowering(self.b, self.program, 1), rows, pixel, uniform)
 
     @contextmanager
     def _range(self, start: Value, stop: Value, step: int) -> Any:
@@ -176,57 +200,55 @@ class _Emitter:
         still = still_names(self.program, path.types)
         with self._range(low, whole, LANES) as pixel:
             lowering = Lowering(self.b, self.program, LANES, path.types)
-            values = self._loaded(lowering, [i for i in self.program.given if i.name in still], pixel, pixel)
+            values = self._loaded(lowering, [i for i in self.program.given if i.name in still], {}, pixel)
             self._steps(lowering, [s for s in self.program.steps if s.name in still], values, pixel)
             for name, bits in path.kept.items():
                 lowering.store_bits(lowering.splat(values[name]), bits, self.b.sub(pixel, low))
 
-    def _place(self, frame: Value, pixel: Value) -> Value:
-        """Number of a pixel, all frames before it counted."""
-        return self.b.add(self.b.mul(frame, self.pixels), pixel)
+    def _rows(self, frame: Value) -> Rows:
+        """Where the words and the results of a frame begin."""
+        place = self.b.mul(frame, ir.Constant(INT64, ADDRESS_SIZE))
+        return {
+            name: self.b.load(self.b.inttoptr(self.b.add(self.addresses[name], place), INT64.as_pointer()))
+            for name in self.by_row
+        }
 
-    def _prefetch(self, place: Value) -> None:
+    def _prefetch(self, rows: Rows, pixel: Value) -> None:
         """Fetch what the next frame needs: a tile is too short for the processor to see it coming."""
         lowering = Lowering(self.b, self.program, GROUP)
-        for item in self.program.given:
-            kind = self.types[item.name]
-            if FRAME in kind.dims and _pixelwise(kind):
-                size = self.dtypes[item.name].itemsize
-                lowering.prefetch(lowering.offset(self.addresses[item.name], place, size), GROUP * size, False)
-        if self.layout.streaming:
-            return
-        lowering.prefetch(lowering.offset(self.addresses[VALUE], place, self.size), GROUP * self.size, True)
-        if self.layout.flags:
-            lowering.prefetch(lowering.offset(self.addresses[FLAGS], place, FLAGS_SIZE), GROUP * FLAGS_SIZE, True)
+        for name, size in self.by_row.items():
+            written = name in (VALUE, FLAGS)
+            if not (written and self.layout.streaming):
+                lowering.prefetch(lowering.offset(rows[name], pixel, size), GROUP * size, written)
 
-    def _group(self, frame: Value, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
+    def _group(self, rows: Rows, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
         """A group of pixels: the short way where all of them are as assumed."""
         usual, *short = self.paths
         if not short:
-            self._lanes(usual, frame, pixel, low, uniform)
+            self._lanes(usual, rows, pixel, low, uniform)
             return
-        with self.b.if_else(self._elsewhere(frame, pixel, uniform), likely=False) as (mixed, same):
+        with self.b.if_else(self._elsewhere(rows, pixel, uniform), likely=False) as (mixed, same):
             with mixed:
-                self._mixed(usual, frame, pixel, low, uniform)
+                self._mixed(usual, rows, pixel, low, uniform)
             with same:
-                self._lanes(short[0], frame, pixel, low, uniform)
+                self._lanes(short[0], rows, pixel, low, uniform)
 
-    def _mixed(self, usual: _Path, frame: Value, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
+    def _mixed(self, usual: _Path, rows: Rows, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
         """A group of several stages: special words are asked for once, not pixel by pixel."""
         if not self.rare:
-            self._lanes(usual, frame, pixel, low, uniform)
+            self._lanes(usual, rows, pixel, low, uniform)
             return
-        with self.b.if_else(self._any_rare(frame, pixel), likely=False) as (special, plain):
+        with self.b.if_else(self._any_rare(rows, pixel), likely=False) as (special, plain):
             with special:
-                self._lanes(usual, frame, pixel, low, uniform)
+                self._lanes(usual, rows, pixel, low, uniform)
             with plain:
-                self._lanes(replace(usual, never=tuple(self.rare)), frame, pixel, low, uniform)
+                self._lanes(replace(usual, never=tuple(self.rare)), rows, pixel, low, uniform)
 
-    def _any_rare(self, frame: Value, pixel: Value) -> Value:
+    def _any_rare(self, rows: Rows, pixel: Value) -> Value:
         """Whether any word of a group is one of the special ones."""
         lowering = Lowering(self.b, self.program, GROUP)
         words = [i for i in self.program.inputs if i.name in {word for word, _ in self.rare.values()}]
-        values = self._loaded(lowering, words, self._place(frame, pixel), pixel)
+        values = self._loaded(lowering, words, rows, pixel)
         found = lowering.constant(lowering.vector(BIT), 0)
         for word, number in sorted(set(self.rare.values())):
             value = values[word]
@@ -234,7 +256,7 @@ class _Emitter:
                 found = self.b.or_(found, lowering.compare("==", value, lowering.constant(value.type, number)))
         return lowering.any(found)
 
-    def _lanes(self, path: _Path, frame: Value, first: Value, low: Value, uniform: dict[str, Value]) -> None:
+    def _lanes(self, path: _Path, rows: Rows, first: Value, low: Value, uniform: dict[str, Value]) -> None:
         """A group, as many pixels at a time as one register takes: wider conditions cost shuffles."""
         with self._range(ir.Constant(INT64, 0), ir.Constant(INT64, GROUP), LANES) as lane:
             pixel = self.b.add(first, lane)
@@ -246,29 +268,28 @@ class _Emitter:
                 if p.types is path.types or p is self.paths[0]
             }
             kept |= dict.fromkeys(path.never, ir.Constant(BIT, 0))
-            self._pixels(lowering, frame, pixel, uniform, kept)
+            self._pixels(lowering, rows, pixel, uniform, kept)
 
     def _pixels(
         self,
         lowering: Lowering,
-        frame: Value,
+        rows: Rows,
         pixel: Value,
         uniform: dict[str, Value],
         kept: Mapping[str, Value] = MappingProxyType({}),
     ) -> None:
         """Everything for the pixels from `pixel` on."""
-        here = self._place(frame, pixel)
-        values = {**uniform, **self._loaded(lowering, self.program.given, here, pixel), **kept}
+        values = {**uniform, **self._loaded(lowering, self.program.given, rows, pixel), **kept}
         steps = [s for s in self.program.steps if _pixelwise(self.types[s.name]) and s.name not in kept]
         self._steps(lowering, steps, values, pixel)
         result, flags = Delivery(lowering, self.program).deliver(values)
         streaming = self.layout.streaming and lowering.width == LANES
-        lowering.store(result, lowering.offset(self.addresses[VALUE], here, self.size), streaming)
+        lowering.store(result, lowering.offset(rows[VALUE], pixel, self.size), streaming)
         if self.layout.flags:
-            lowering.store(flags, lowering.offset(self.addresses[FLAGS], here, FLAGS_SIZE), streaming)
+            lowering.store(flags, lowering.offset(rows[FLAGS], pixel, FLAGS_SIZE), streaming)
 
     def _loaded(
-        self, lowering: Lowering, items: Iterable[Input | Constant], here: Value, pixel: Value
+        self, lowering: Lowering, items: Iterable[Input | Constant], rows: Rows, pixel: Value
     ) -> dict[str, Value]:
         """The words and maps of some pixels."""
         values = {}
@@ -276,17 +297,16 @@ class _Emitter:
             kind = self.types[item.name]
             if not kind.axes and _pixelwise(kind):
                 dtype = self.dtypes[item.name]
-                place = here if FRAME in kind.dims else pixel
-                address = lowering.offset(self.addresses[item.name], place, dtype.itemsize)
+                begin = rows[item.name] if item.name in self.by_row else self.addresses[item.name]
+                address = lowering.offset(begin, pixel, dtype.itemsize)
                 values[item.name] = lowering.given(address, dtype, kind, True)
         return values
 
-    def _elsewhere(self, frame: Value, pixel: Value, uniform: dict[str, Value]) -> Value:
+    def _elsewhere(self, rows: Rows, pixel: Value, uniform: dict[str, Value]) -> Value:
         """Whether any pixel of a group lies outside the bounds of the shortcut."""
         assert self.shortcut is not None
         lowering, name = Lowering(self.b, self.program, GROUP), self.shortcut.name
-        here = self._place(frame, pixel)
-        values = uniform | self._loaded(lowering, self.program.given, here, pixel)
+        values = uniform | self._loaded(lowering, self.program.given, rows, pixel)
         names = [s.name for s in self.program.steps]
         before = self.program.steps[: names.index(name) + 1] if name in names else ()
         self._steps(lowering, [s for s in before if _pixelwise(self.types[s.name])], values, pixel)
