@@ -21,7 +21,7 @@ from gaincal.errors import FileError
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import RESERVED_FLAGS, Program
-from gaincal.kernels.blocks import available_threads
+from gaincal.kernels.threads import available_threads
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import Master, open_master
 

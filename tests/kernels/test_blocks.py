@@ -12,7 +12,7 @@ import pytest
 from helpers import SPECIALS, Array, assert_same_bits, bits, compiled, declare, oracle, program_of, shuffled
 
 from gaincal.formulas.program import Program
-from gaincal.kernels import blocks
+from gaincal.kernels import blocks, threads
 from gaincal.kernels.memory import empty_aligned
 
 TABLES = {"t": [0, 1, -1, 2]}
@@ -289,18 +289,18 @@ def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkey
 
 def test_slurm_says_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    assert blocks.available_threads() == 3
+    assert threads.available_threads() == 3
 
 
 @pytest.mark.parametrize("granted", ["", "0", "-2", "many", "2.5", "²"])
 def test_without_a_sensible_grant_the_affinity_counts(granted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", granted)
-    assert blocks.available_threads() == len(os.sched_getaffinity(0))
+    assert threads.available_threads() == len(os.sched_getaffinity(0))
 
 
 def test_without_slurm_the_affinity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    assert blocks.available_threads() == len(os.sched_getaffinity(0))
+    assert threads.available_threads() == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize("pixels", [64, 320, 1040, 5056])

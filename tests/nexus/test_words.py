@@ -213,16 +213,22 @@ def test_what_is_no_words_is_refused(data: Array, code: str, tmp_path: Path) -> 
     assert caught.value.code == code
 
 
-def test_a_chunk_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain(tmp_path, "master.h5", chunks=(1, 5, 7), compression="gzip")
     looked: list[tuple[int, ...]] = []
-    check = PlainDataset._check_stored
 
-    def noted(dataset: PlainDataset, offset: tuple[int, ...], info: Any, where: str) -> None:
-        looked.append(offset)
-        check(dataset, offset, info, where)
+    class Noting(dict[tuple[int, ...], tuple[int, int]]):
+        def __setitem__(self, offset: tuple[int, ...], place: tuple[int, int]) -> None:
+            looked.append(offset)
+            super().__setitem__(offset, place)
 
-    monkeypatch.setattr(PlainDataset, "_check_stored", noted)
+    prepare = PlainDataset.__init__
+
+    def noted(dataset: PlainDataset, place: Any) -> None:
+        prepare(dataset, place)
+        dataset._places = Noting()
+
+    monkeypatch.setattr(PlainDataset, "__init__", noted)
     read(tmp_path, lambda words: [everything(words), everything(words), words.read((2, 0, 0), (1, 5, 7))], "x")
     assert sorted(looked) == [(k, 0, 0) for k in range(6)]
 

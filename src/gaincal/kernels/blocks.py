@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,18 +13,13 @@ from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
 from gaincal.kernels.memory import ALIGNMENT
 from gaincal.kernels.runs import split_runs
+from gaincal.kernels.threads import run_all
 
 Array = npt.NDArray[Any]
 MIN_WORDS_PER_TASK = 1 << 18
 PIXELS_PER_TASK = 1 << 14
 STREAMED_BYTES = 32 << 20
 """Results beyond this leave the cache before anybody reads them."""
-
-
-def available_threads() -> int:
-    """Threads that this process may use: what Slurm granted, else the CPU affinity."""
-    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(granted) if granted.isdecimal() and int(granted) > 0 else len(os.sched_getaffinity(0))
 
 
 def evaluate(
@@ -69,7 +62,7 @@ def evaluate(
         addresses = np.array([a.ctypes.data for a in rows], np.int64)
         kept += [addresses, *rows]  # as `runs` the arrays: the kernel knows only where they lie
         tasks += [(addresses.ctypes.data, 0, frames, pixels, *t) for t in _split(frames, first, last, threads)]
-    _run(kernel, tasks, threads)
+    run_all([partial(kernel, *task) for task in tasks], threads)
 
 
 def _by_row(program: Program) -> frozenset[str]:
@@ -81,20 +74,6 @@ def _by_row(program: Program) -> frozenset[str]:
 def _rows(array: Array) -> npt.NDArray[np.int64]:
     """Where the frames of an array begin."""
     return array.ctypes.data + np.arange(array.shape[0], dtype=np.int64) * array.strides[0]
-
-
-def _run(kernel: Any, tasks: list[tuple[int, int, int, int, int, int]], threads: int) -> None:
-    if len(tasks) == 1 or threads == 1:
-        for task in tasks:
-            kernel(*task)
-        return
-    jobs = [_pool(os.getpid(), threads).submit(kernel, *task) for task in tasks]
-    try:
-        wait(jobs)
-    finally:
-        wait(jobs)  # interrupted or not: they write into arrays that must outlive them
-    for job in jobs:
-        job.result()
 
 
 def _check_shapes(program: Program, given: list[Array], value: Array, flags: npt.NDArray[np.uint32] | None) -> None:
@@ -138,9 +117,3 @@ def _split(frames: int, first: int, last: int, threads: int) -> list[tuple[int, 
         return [(first, last)]
     step = -(-pixels // count // PIXELS_PER_TASK) * PIXELS_PER_TASK
     return [(start, min(start + step, last)) for start in range(first, last, step)]
-
-
-@lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """One pool per process: a forked child needs its own, so the process is part of the key."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="gaincal")

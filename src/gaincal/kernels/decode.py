@@ -28,6 +28,11 @@ _MAX_LZ4_BLOCK = 1 << 30
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
 
+HEADER_BYTES, LENGTH_BYTES, CHECKSUM_BYTES = 12, 4, 4
+"""Of bitshuffle and LZ4: decoded size and block size, then a length in front of each block; of fletcher32, behind."""
+Stored = bytes | memoryview
+
+
 class BadChunk(ValueError):
     """A stored chunk, or the description of its filters, that no decoder should see."""
 
@@ -55,11 +60,16 @@ class Pipeline:
         """Whether every chunk carries a checksum."""
         return any(number == FLETCHER32 for number, _ in self.filters)
 
+    @property
+    def coder(self) -> tuple[int, tuple[int, ...]] | None:
+        """The one filter that compresses."""
+        return next(((n, p) for n, p in self.filters if n not in (SHUFFLE, FLETCHER32)), None)
+
     def describe(self) -> str:
         """Names of the filters, for people."""
         names = []
         for number, parameters in self.filters:
-            inner = _BITSHUFFLE_COMPRESSORS.get(_compressor(parameters), "") if number == BITSHUFFLE else ""
+            inner = _BITSHUFFLE_COMPRESSORS.get(compressor(parameters), "") if number == BITSHUFFLE else ""
             names.append(FILTERS.get(number, f"filter {number}") + (f"-{inner}" if inner else ""))
         return "+".join(names) or "none"
 
@@ -73,23 +83,21 @@ def check_pipeline(pipeline: Pipeline) -> None:
         size_at = {SHUFFLE: 0, BITSHUFFLE: 2}.get(number)
         if size_at is not None and parameters[size_at : size_at + 1] != (pipeline.itemsize,):
             raise BadChunk(f"{FILTERS[number]} is set for another element size")
-        if number == BITSHUFFLE and _compressor(parameters) not in _BITSHUFFLE_COMPRESSORS:
+        if number == BITSHUFFLE and compressor(parameters) not in _BITSHUFFLE_COMPRESSORS:
             raise BadChunk("bitshuffle with an unknown compressor")
-    if ZSTD in numbers and FLETCHER32 not in numbers:
-        raise BadChunk("Zstandard without fletcher32: its plug-in delivers a damaged chunk as if it were good")
     coders = [n for n in numbers if n not in (SHUFFLE, FLETCHER32)]
     tidy = numbers == [n for n in (SHUFFLE, *coders, FLETCHER32) if n in numbers]
     if len(coders) > 1 or not tidy:
         raise BadChunk("filters in an order that gaincal does not read: " + pipeline.describe())
 
 
-def check_chunk(pipeline: Pipeline, stored: bytes) -> None:
+def check_chunk(pipeline: Pipeline, stored: Stored) -> None:
     """Refuse a stored chunk that does not decode to exactly its size; raises BadChunk."""
     if pipeline.checksummed:
-        if len(stored) < 5:
+        if len(stored) <= CHECKSUM_BYTES:
             raise BadChunk("shorter than its checksum")
-        stored = stored[:-4]
-    coder = next(((n, p) for n, p in pipeline.filters if n not in (SHUFFLE, FLETCHER32)), None)
+        stored = stored[:-CHECKSUM_BYTES]
+    coder = pipeline.coder
     if coder is None:
         if len(stored) != pipeline.chunk_bytes:
             raise BadChunk(f"{len(stored)} bytes instead of {pipeline.chunk_bytes}")
@@ -103,15 +111,16 @@ def check_chunk(pipeline: Pipeline, stored: bytes) -> None:
         )
 
 
-def _compressor(parameters: tuple[int, ...]) -> int:
+def compressor(parameters: tuple[int, ...]) -> int:
+    """Which compressor works inside bitshuffle."""
     return parameters[4] if len(parameters) > 4 else 0
 
 
-def _check_bitshuffle(stored: bytes, pipeline: Pipeline, parameters: tuple[int, ...]) -> None:
+def _check_bitshuffle(stored: Stored, pipeline: Pipeline, parameters: tuple[int, ...]) -> None:
     total, size = pipeline.chunk_bytes, pipeline.itemsize
     if total % size:
         raise BadChunk("not whole elements")
-    if _compressor(parameters) == 0:
+    if compressor(parameters) == 0:
         block = parameters[3] if len(parameters) > 3 else 0
         if len(stored) != total or block % 8 or block > _MAX_BITSHUFFLE_BLOCK:
             raise BadChunk("length or block size")
@@ -125,24 +134,24 @@ def _check_bitshuffle(stored: bytes, pipeline: Pipeline, parameters: tuple[int, 
         raise BadChunk(f"block size {block}")
     elements = total // size
     full, rest = divmod(elements, block // size)
-    position = _walk(stored, 12, full + (rest >= 8))
+    position = walk(stored, HEADER_BYTES, full + (rest >= 8))
     if len(stored) - position != (elements % 8) * size:
         raise BadChunk("wrong length behind the last block")
 
 
-def _walk(stored: bytes, position: int, blocks: int) -> int:
+def walk(stored: Stored, position: int, blocks: int) -> int:
     """Follow the lengths of compressed blocks; returns where the last one ends."""
     for _ in range(blocks):
         if position + 4 > len(stored):
             raise BadChunk("the block table leaves the chunk")
         (length,) = struct.unpack_from(">I", stored, position)
-        position += 4 + length
+        position += LENGTH_BYTES + length
         if length == 0 or position > len(stored):
             raise BadChunk("a block leaves the chunk")
     return position
 
 
-def _check_lz4(stored: bytes, total: int) -> None:
+def _check_lz4(stored: Stored, total: int) -> None:
     if len(stored) < 12:
         raise BadChunk("shorter than its header")
     declared, block = struct.unpack_from(">QI", stored)
@@ -152,7 +161,7 @@ def _check_lz4(stored: bytes, total: int) -> None:
     position, done = 12, 0
     while done < total:
         wanted = min(block, total - done)
-        end = _walk(stored, position, 1)
+        end = walk(stored, position, 1)
         if end - position - 4 > wanted:
             raise BadChunk("a block is longer than what it holds")
         position, done = end, done + wanted
@@ -160,7 +169,7 @@ def _check_lz4(stored: bytes, total: int) -> None:
         raise BadChunk("bytes behind the last block")
 
 
-def _check_zstd(stored: bytes, total: int) -> None:
+def _check_zstd(stored: Stored, total: int) -> None:
     """One frame that states its content size."""
     if len(stored) < 6 or stored[:4] != _ZSTD_MAGIC or stored[4] & 0x08:
         raise BadChunk("no Zstandard frame")
@@ -177,7 +186,7 @@ def _check_zstd(stored: bytes, total: int) -> None:
         raise BadChunk("wrong length behind the last block")
 
 
-def _walk_zstd(stored: bytes, position: int) -> int:
+def _walk_zstd(stored: Stored, position: int) -> int:
     """Follow the block headers of a Zstandard frame (RFC 8878, 3.1.1.2); returns where the last block ends."""
     last = False
     while not last:
@@ -191,7 +200,7 @@ def _walk_zstd(stored: bytes, position: int) -> int:
     return position
 
 
-def _check_blosc(stored: bytes, total: int) -> None:
+def _check_blosc(stored: Stored, total: int) -> None:
     if len(stored) < 16:
         raise BadChunk("shorter than its header")
     version, _, flags, type_size = stored[:4]
@@ -212,7 +221,7 @@ def _check_blosc(stored: bytes, total: int) -> None:
             raise BadChunk("a block leaves the chunk")
 
 
-def _check_deflate(stored: bytes, total: int) -> None:
+def _check_deflate(stored: Stored, total: int) -> None:
     """HDF5 inflates without a limit and accepts too little: inflate here first, within bounds."""
     inflater = zlib.decompressobj()
     try:

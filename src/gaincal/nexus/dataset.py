@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import h5py
@@ -10,7 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
-from gaincal.kernels.decode import BITSHUFFLE, BadChunk, Pipeline, check_chunk, check_pipeline
+from gaincal.kernels.codecs import Bytes, decodable, decode_chunk
+from gaincal.kernels.decode import BITSHUFFLE, ZSTD, BadChunk, Pipeline, check_chunk, check_pipeline
+from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.threads import run_all
 from gaincal.nexus.trust import Place, reading
 
 Array = npt.NDArray[Any]
@@ -20,7 +26,6 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 MAX_CHUNK_BYTES = 256 << 20
 MIN_CHECKED_BYTES = 4 << 30
 MAX_INFLATION = 1000
-FIRST_PLUGIN = 32_000
 
 
 def element_type(place: Place) -> np.dtype[Any]:
@@ -86,9 +91,11 @@ class PlainDataset:
         self.chunks = self.dataset.chunks
         itemsize = self.dtype.itemsize
         self.pipeline = Pipeline((), int(np.prod(self.chunks or (0,), dtype=object)) * itemsize, itemsize)
-        self._checked: dict[tuple[int, ...], bool] = {}
+        self._places: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._file: _Descriptor | None = None
         if self.chunks is None:
             return
+        self._file = _descriptor(self.dataset)
         filters = (plist.get_filter(k) for k in range(plist.get_nfilters()))
         listed = tuple((int(f[0]), tuple(int(v) for v in f[2])) for f in filters)
         self.pipeline = Pipeline(listed, self.pipeline.chunk_bytes, itemsize)
@@ -100,34 +107,99 @@ class PlainDataset:
         except BadChunk as error:
             raise place.error(str(error), "rewrite it with h5repack", code="odd-filter") from None
 
-    def read(self, box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
+    def read(self, box: Box, out: Array, missing: npt.NDArray[np.bool_], threads: int = 1) -> None:
         """Read a box into `out`, and note in `missing` what was never written."""
-        if any(number >= FIRST_PLUGIN for number, _ in self.pipeline.filters):
-            import hdf5plugin  # noqa: F401  (registers the filters; too slow to import for nothing)
-        start, count = box
-        key = tuple(slice(s, s + c) for s, c in zip(start, count, strict=True))
-        absent = self._absent(box)
-        if not absent or any(b != box for b in absent):
-            try:
-                self.dataset.read_direct(out, key)
-            except (OSError, RuntimeError) as error:
-                raise self._unreadable(box) from error
-        for first, length in absent:
-            inside = tuple(slice(f - s, f - s + n) for f, s, n in zip(first, start, length, strict=True))
-            out[inside], missing[inside] = 0, True
+        run_all(self.jobs(box, out, missing), threads)
 
-    def _unreadable(self, box: Box) -> FileError:
-        """Which chunk of a box it is that cannot be read."""
-        chunks = list(self._offsets(box)) if self.chunks is not None else []
-        if len(chunks) > 1:
-            for offset in chunks:
-                try:
-                    self._verify(offset)
-                except FileError as error:
-                    return error
-        where = f"{self.place.path} chunk {chunks[0]}" if chunks else self.place.path
-        problem = "cannot be decoded, or its checksum differs"
-        return FileError(self.place.file, where, problem, "copy the file again", code="bad-chunk")
+    def jobs(self, box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> list[Callable[[], None]]:
+        """What there is to do for a box, chunk by chunk, in any order and at the same time.
+
+        Parameters
+        ----------
+        box : Box
+        out : ndarray
+            Receives the values, of the shape of the box, in any byte order.
+        missing : ndarray of bool
+            Receives what was never written.
+        """
+        if self.chunks is None:
+            return [partial(self._read_unchunked, box, out, missing)]
+        return [partial(self._read_chunk, offset, box, out, missing) for offset in self._offsets(box)]
+
+    def _read_unchunked(self, box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
+        if not self._stored():
+            out[...], missing[...] = 0, True
+            return
+        values = out if out.flags.c_contiguous else np.empty(box[1], out.dtype)
+        try:
+            self.dataset.read_direct(values, _slices(box))
+        except (OSError, RuntimeError) as error:
+            raise self.place.error("cannot be read", "copy the file again", code="bad-chunk") from error
+        if values is not out:
+            out[...] = values
+
+    def _read_chunk(self, offset: tuple[int, ...], box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
+        part = intersection((offset, self.chunks), box)
+        assert part is not None
+        inside = _slices((tuple(p - b for p, b in zip(part[0], box[0], strict=True)), part[1]))
+        stored = self.stored(offset)
+        if stored is None:
+            out[inside], missing[inside] = 0, True
+            return
+        target = out[inside]
+        if part[1] == self.chunks and target.flags.c_contiguous and target.dtype == self.dtype:
+            self._decode(offset, stored, target.reshape(-1).view(np.uint8))
+            return
+        within = tuple(p - o for p, o in zip(part[0], offset, strict=True))
+        first = int(np.ravel_multi_index(within, self.chunks))
+        last = int(np.ravel_multi_index([w + n - 1 for w, n in zip(within, part[1], strict=True)], self.chunks)) + 1
+        chunk = empty_aligned(self.chunks, self.dtype)
+        self._decode(offset, stored, chunk.reshape(-1).view(np.uint8), first, last)
+        out[inside] = chunk[_slices((within, part[1]))]
+
+    def _decode(
+        self, offset: tuple[int, ...], stored: Bytes, out: Bytes, first: int = 0, last: int | None = None
+    ) -> None:
+        try:
+            if decodable(self.pipeline):
+                decode_chunk(self.pipeline, stored, out, first, last)
+            else:
+                self._decode_in_hdf5(offset, stored, out)
+        except BadChunk as error:
+            raise self.damage(offset, str(error)) from None
+
+    def _decode_in_hdf5(self, offset: tuple[int, ...], stored: Bytes, out: Bytes) -> None:
+        """Without the compression library itself there is still its plug-in, under the lock of HDF5."""
+        import hdf5plugin  # noqa: F401  (registers the filters)
+
+        if not self.pipeline.checksummed and any(number == ZSTD for number, _ in self.pipeline.filters):
+            raise BadChunk("the plug-in of Zstandard delivers what it cannot decode as if it were good")
+        check_chunk(self.pipeline, stored.data)
+        box = intersection((offset, self.chunks), ((0,) * self.dataset.ndim, self.dataset.shape))
+        assert box is not None
+        chunk = out.view(self.dtype).reshape(self.chunks)
+        try:
+            self.dataset.read_direct(chunk, _slices(box), tuple(slice(n) for n in box[1]))
+        except (OSError, RuntimeError):
+            raise BadChunk("it cannot be decoded, or its checksum differs") from None
+
+    def damage(self, offset: tuple[int, ...], problem: str) -> FileError:
+        """A complaint about a chunk."""
+        where = f"{self.place.path} chunk {offset}"
+        return FileError(self.place.file, where, f"is damaged: {problem}", "copy the file again", code="bad-chunk")
+
+    def stored(self, offset: tuple[int, ...]) -> Bytes | None:
+        """A chunk as it lies in the file, None if it was never written; raises FileError if it cannot be one."""
+        place, size = self._located(offset)
+        if not size:
+            return None
+        found = empty_aligned((size,), np.uint8)
+        if self._file is None:
+            with reading(self.place.file, self.place.path):
+                found[...] = np.frombuffer(self.dataset.id.read_direct_chunk(offset)[1], np.uint8)
+        elif self._file.read_into(found, place) != size:
+            raise self.damage(offset, "the file ends within it")
+        return found
 
     def read_all(self) -> Array:
         """All values, in native byte order; raises FileError if some were never written."""
@@ -159,10 +231,13 @@ class PlainDataset:
                 copy[...] = self.read_all()
             return
         for offset in self._offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
-            if self._check(offset):
-                with reading(self.place.file, self.place.path):
-                    stored = self.dataset.id.read_direct_chunk(offset)[1]
-                copy.id.write_direct_chunk(offset, stored)
+            stored = self.stored(offset)
+            if stored is not None:
+                try:
+                    check_chunk(self.pipeline, stored.data)
+                except BadChunk as error:
+                    raise self.damage(offset, str(error)) from None
+                copy.id.write_direct_chunk(offset, stored.tobytes())
                 after_chunk()
 
     def _storage(self) -> h5py.h5p.PropDCID:
@@ -177,20 +252,17 @@ class PlainDataset:
         return plist
 
     def damaged(self) -> Iterator[FileError]:
-        """Everything that is wrong with the stored words; verifies their checksums where they have any."""
+        """Everything that is wrong with the stored words, of which every chunk is decoded."""
         if self.chunks is None:
             return
+        scratch = empty_aligned((self.pipeline.chunk_bytes,), np.uint8)
         for offset in self._offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
             try:
-                if self._check(offset) and self.pipeline.checksummed:
-                    self._verify(offset)
+                stored = self.stored(offset)
+                if stored is not None:
+                    self._decode(offset, stored, scratch)
             except FileError as error:
                 yield error
-
-    def _verify(self, offset: tuple[int, ...]) -> None:
-        box = intersection((offset, self.chunks), ((0,) * self.dataset.ndim, self.dataset.shape))
-        assert box is not None
-        self.read(box, np.empty(box[1], self.dtype), np.zeros(box[1], bool))
 
     def _offsets(self, box: Box) -> Iterator[tuple[int, ...]]:
         """Where the chunks begin that a box touches."""
@@ -203,36 +275,52 @@ class PlainDataset:
         needed = self.dataset.size * self.dtype.itemsize
         return bool(self.layout == h5py.h5d.COMPACT or self.dataset.id.get_storage_size() >= needed)
 
-    def _absent(self, box: Box) -> list[Box]:
-        """Parts of a box that were never written; checks every chunk that the box touches."""
-        if self.chunks is None:
-            return [] if self._stored() else [box]
-        absent = [intersection((o, self.chunks), box) for o in self._offsets(box) if not self._check(o)]
-        return [b for b in absent if b is not None]
-
-    def _check(self, offset: tuple[int, ...]) -> bool:
-        """Check a chunk once; False if it was never written."""
-        known = self._checked.get(offset)
+    def _located(self, offset: tuple[int, ...]) -> tuple[int, int]:
+        """Where a chunk lies in the file, and how many bytes of it; (0, 0) if it was never written."""
+        known = self._places.get(offset)
         if known is not None:
             return known
         where = f"{self.place.path} chunk {offset}"
         with reading(self.place.file, where):
             info = self.dataset.id.get_chunk_info_by_coord(offset)
-            written = info.byte_offset is not None
-            if written:
-                self._check_stored(offset, info, where)
-        self._checked[offset] = written
-        return written
+        found = (0, 0)
+        if info.byte_offset is not None:
+            if info.filter_mask:
+                problem = "was stored with its filters switched off"
+                raise FileError(self.place.file, where, problem, "rewrite the file with h5repack", code="filter-mask")
+            if not 0 < info.size <= self.pipeline.chunk_bytes * 5 // 4 + (1 << 20):
+                raise self.damage(offset, f"it is stored in {info.size} bytes")
+            found = (int(info.byte_offset), int(info.size))
+        self._places[offset] = found
+        return found
 
-    def _check_stored(self, offset: tuple[int, ...], info: Any, where: str) -> None:
-        if info.filter_mask:
-            problem = "was stored with its filters switched off"
-            raise FileError(self.place.file, where, problem, "rewrite the file with h5repack", code="filter-mask")
-        if not self.pipeline.filters and info.size == self.pipeline.chunk_bytes:
-            return
-        if info.size > self.pipeline.chunk_bytes + (1 << 20) + self.pipeline.chunk_bytes // 4:
-            raise FileError(self.place.file, where, f"is stored in {info.size} bytes", code="bad-chunk")
-        try:
-            check_chunk(self.pipeline, bytes(self.dataset.id.read_direct_chunk(offset)[1]))
-        except BadChunk as error:
-            raise FileError(self.place.file, where, f"is malformed: {error}", code="bad-chunk") from None
+
+class _Descriptor:
+    """A file descriptor of our own, so that nobody else closes it while chunks are read."""
+
+    def __init__(self, file: h5py.File) -> None:
+        self._number = os.dup(file.id.get_vfd_handle())
+        weakref.finalize(self, os.close, self._number)
+
+    def read_into(self, array: Bytes, place: int) -> int:
+        """Read bytes from a place of the file; returns how many there were."""
+        done = 0
+        with array.data as view:
+            while done < len(view):
+                count = os.preadv(self._number, [view[done:]], place + done)
+                if count == 0:
+                    break
+                done += count
+        return done
+
+
+def _descriptor(dataset: h5py.Dataset) -> _Descriptor | None:
+    """Direct access to the file of a dataset; None where HDF5 alone knows where its bytes lie."""
+    file = dataset.file
+    if file.driver != "sec2" or file.userblock_size:
+        return None
+    return _Descriptor(file)
+
+
+def _slices(box: Box) -> tuple[slice, ...]:
+    return tuple(slice(start, start + count) for start, count in zip(*box, strict=True))

@@ -76,7 +76,7 @@ class Evaluation:
         for name, source in self.words.items():
             if name not in wanted:
                 continue
-            words[name], absent = source.read(start, count)
+            words[name], absent = source.read(start, count, self.threads)
             if absent is not None:
                 missing = absent if missing is None else missing | absent
         frames = slice(start[0], start[0] + count[0])

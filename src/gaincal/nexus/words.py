@@ -8,9 +8,9 @@ of plain datasets, and each box is read by itself; what no box covers is missing
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
 from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.threads import run_all
 from gaincal.nexus.dataset import (
     MAX_INFLATION,
     MIN_CHECKED_BYTES,
@@ -65,7 +66,9 @@ class Readable(Protocol):
     def dtype(self) -> np.dtype[Any]:
         """In native byte order."""
 
-    def read(self, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+    def read(
+        self, start: tuple[int, ...], count: tuple[int, ...], threads: int = 1
+    ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
         """Words of a box, and where there are none."""
 
 
@@ -141,13 +144,15 @@ class Words:
         self.shape = shape
         self._check_frame()
         self.pieces = []
-        self._lock = threading.Lock()
         self._plain: dict[tuple[Path, int], PlainDataset] = {}
 
     def _index(self) -> None:
         """Note where the pieces lie, and what none of them covers."""
         self._check_extent()
         self.pieces = [Piece(box, None, box, "in no file") for box in self._uncovered()] + self.pieces
+        # Pieces that overlap must be read one after the other: the last one holds.
+        volumes = sum(int(np.prod(p.box[1], dtype=object)) for p in self.pieces)
+        self._disjoint = volumes == int(np.prod(self.shape, dtype=object))
         self._starts = np.array([p.box[0] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
         self._stops = self._starts + np.array([p.box[1] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
 
@@ -166,13 +171,17 @@ class Words:
         """Boxes whose source is known to be missing before anything is read."""
         return [p for p in self.pieces if p.source is None]
 
-    def read(self, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+    def read(
+        self, start: tuple[int, ...], count: tuple[int, ...], threads: int = 1
+    ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
         """Read a box.
 
         Parameters
         ----------
         start, count : tuple of int
             First index and length along every dim.
+        threads : int
+            Most threads to decode with.
 
         Returns
         -------
@@ -190,9 +199,9 @@ class Words:
         words, missing = empty_aligned(count, self.dtype), np.ones(count, bool)
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
-        with self._lock:
-            for index in touched:
-                self._read_piece(self.pieces[index], wanted, words, missing)
+        jobs = [self._jobs(self.pieces[index], wanted, words, missing) for index in touched]
+        for piece in [list(chain.from_iterable(jobs))] if self._disjoint else jobs:
+            run_all(piece, threads)
         if not missing.any():
             return words, None
         words[missing] = 0
@@ -219,22 +228,19 @@ class Words:
             for cell in cells
         ]
 
-    def _read_piece(self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_]) -> None:
+    def _jobs(
+        self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_]
+    ) -> list[Callable[[], None]]:
+        """What there is to do to read the part of a piece that lies in a box."""
         part = intersection(piece.box, wanted)
         if part is None:
-            return
+            return []
         inside = tuple(slice(p - w, p - w + n) for p, w, n in zip(part[0], wanted[0], part[1], strict=True))
+        missing[inside] = piece.source is None
         if piece.source is None:
-            missing[inside] = True
-            return
-        box = _source_box(piece, part)
-        absent = np.zeros(box[1], bool)
-        direct = words[inside].flags.c_contiguous and box[1] == part[1]
-        values = words[inside] if direct else np.empty(box[1], self.dtype)
-        piece.source.read(box, values, absent)
-        if not direct:
-            words[inside] = values.reshape(part[1])
-        missing[inside] = absent.reshape(part[1])
+            return []
+        box = _source_box(piece, part)  # reshaping to it only adds or drops dims of length 1: still the same memory
+        return piece.source.jobs(box, words[inside].reshape(box[1]), missing[inside].reshape(box[1]))
 
     def _check_frame(self) -> None:
         if len(self.shape) < 2 or len(self.shape) > MAX_RANK:

@@ -96,7 +96,12 @@ class FrameReader:
     def __init__(self, shape: tuple[int, ...], words: RawWords) -> None:
         self.shape, self.dtype, self._words = shape, words.dtype, words
 
-    def read(self, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+    def read(
+        self,
+        start: tuple[int, ...],
+        count: tuple[int, ...],
+        threads: int = 1,  # noqa: ARG002  (formats without compression: there is nothing to decode)
+    ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
         """Words of a box, and where there are none."""
         assert self._words.read is not None
         words, missing = self._words.read(start[0], count[0])
