@@ -19,10 +19,14 @@ import pytest
 
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
+from gaincal.kernels import pipeline
 from gaincal.verbs.embed import embed
 
 hypothesis.settings.register_profile("gaincal", deadline=None)
 hypothesis.settings.load_profile("gaincal")
+
+# Small as the runs of tests are, they are worth compiling here; tests of NumPy's own way say so.
+pipeline.UNCOMPILED_WORDS = -1
 
 Array = npt.NDArray[Any]
 PHOTON_ENERGY = 12.4

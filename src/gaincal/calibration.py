@@ -16,6 +16,7 @@ from gaincal.formulas.checks import FRAME, WORD_DTYPES, is_words
 from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.formulas.program import Labels, Program, needs, program_for_output, program_for_step, testable_flags
 from gaincal.kernels.memory import aligned
+from gaincal.kernels.packed import Packed
 
 Array = npt.NDArray[Any]
 MAX_LABEL = 65_535
@@ -129,14 +130,14 @@ class Calibration:
         return chosen.pop() if len(chosen) == 1 else None
 
     def block(
-        self, program: Program, words: Mapping[str, Array], frames: slice, window: tuple[slice, ...] = ()
-    ) -> dict[str, Array]:
+        self, program: Program, words: Mapping[str, Array | Packed], frames: slice, window: tuple[slice, ...] = ()
+    ) -> dict[str, Any]:
         """Arrays of a program for some frames and a window of pixels.
 
         Parameters
         ----------
         program : Program
-        words : mapping of str to ndarray (frame, *window)
+        words : mapping of str to ndarray (frame, *window) or Packed
             The words of these frames and pixels.
         frames : slice
             Which frames, with positive step.
@@ -145,17 +146,18 @@ class Calibration:
 
         Returns
         -------
-        dict of str to ndarray
-            As `gaincal.kernels.blocks.evaluate` takes them.
+        dict of str to ndarray or Packed
+            As `gaincal.kernels.pipeline.evaluate` takes them.
         """
         count = len(range(*frames.indices(self.layout.frames)))
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for item in program.given:
-            if item.name in words:
-                pixels = int(np.prod(words[item.name].shape[1:]))
-                arrays[item.name] = (
-                    words[item.name].reshape(count, pixels).astype(item.dtype or program.compute, copy=False)
-                )
+            stored = words.get(item.name)
+            if isinstance(stored, Packed):
+                arrays[item.name] = stored
+            elif stored is not None:
+                pixels = int(np.prod(stored.shape[1:]))
+                arrays[item.name] = stored.reshape(count, pixels).astype(item.dtype or program.compute, copy=False)
             elif item.name not in self.large:
                 arrays[item.name] = self._part(program, item, frames, count, window)
         return arrays

@@ -279,7 +279,7 @@ def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkey
         time.sleep(0.2)
         ended.append(first)
 
-    monkeypatch.setattr(blocks, "_kernel", lambda *_: kernel)
+    monkeypatch.setattr(blocks, "compiled", lambda *_: kernel)
     with pytest.raises(KeyboardInterrupt):
         blocks.evaluate(staged(), arrays_for(2, 21), np.empty((2, 21), np.float32), None, 4)
     count = len(ended)
@@ -313,7 +313,7 @@ def test_results_that_bypass_the_cache_have_the_same_bits(
     for least in (1 << 40, 0):
         monkeypatch.setattr(blocks, "STREAMED_BYTES", least)
         value, flags = empty_aligned((5, pixels), np.float32), empty_aligned((5, pixels), np.uint32)
-        assert blocks._streams(value, 0) is (least == 0)
+        assert blocks.leaves_cache(value, 0) is (least == 0)
         blocks.evaluate(staged(), arrays, value, flags, threads)
         found.append((value.tobytes(), flags.tobytes()))
     assert found[0] == found[1]
@@ -329,5 +329,5 @@ def test_results_that_bypass_the_cache_have_the_same_bits(
 )
 def test_results_that_begin_elsewhere_do_not_bypass_the_cache(result: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "STREAMED_BYTES", 0)
-    assert not blocks._streams(result, 0)
-    assert not blocks._streams(empty_aligned((5, 320), np.float32), 8)
+    assert not blocks.leaves_cache(result, 0)
+    assert not blocks.leaves_cache(empty_aligned((5, 320), np.float32), 8)

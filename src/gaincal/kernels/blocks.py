@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
 from gaincal.kernels.memory import ALIGNMENT
+from gaincal.kernels.packed import Packed
 from gaincal.kernels.runs import split_runs
 from gaincal.kernels.threads import run_all
 
@@ -45,67 +47,88 @@ def evaluate(
         Most threads to use.
     """
     frames, pixels = value.shape
-    whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in arrays.items()}
     results = [value] if flags is None else [value, flags]
-    runs = []
-    for first, last, own in split_runs(program, whole, pixels):
-        given = [np.ascontiguousarray(own[item.name]) for item in program.given]
-        _check_shapes(program, given, value, flags)
-        runs.append((first, last, given))
-    streaming = all(_streams(result, first) for first, _, _ in runs for result in results)
-    kernel = _kernel(program, tuple(a.dtype.name for a in runs[0][2]), flags is not None, streaming)
-    by_row = _by_row(program)
+    for result, dtype in zip(results, (program.dtype, "uint32"), strict=False):
+        if result.dtype != dtype or result.shape != value.shape or not result.flags.carray:
+            raise ValueError(f"a result must be a contiguous, writable {dtype}{value.shape}")
+    runs = prepare(program, arrays, frames, pixels)
+    streaming = all(leaves_cache(result, run.first) for run in runs for result in results)
+    kernel = compiled(program, runs[0], flags is not None, streaming)
     kept, tasks = [], []
-    for first, last, given in runs:
-        rows = [_rows(a) if item.name in by_row else a for item, a in zip(program.given, given, strict=True)]
-        rows += map(_rows, results)
+    for run in runs:
+        rows = [start_of_rows(a) if name in run.by_row else a for name, a in run.given.items()]
+        rows += map(start_of_rows, results)
         addresses = np.array([a.ctypes.data for a in rows], np.int64)
         kept += [addresses, *rows]  # as `runs` the arrays: the kernel knows only where they lie
-        tasks += [(addresses.ctypes.data, 0, frames, pixels, *t) for t in _split(frames, first, last, threads)]
+        table = addresses.ctypes.data
+        tasks += [(table, 0, frames, pixels, *t) for t in _split(frames, run.first, run.last, threads)]
     run_all([partial(kernel, *task) for task in tasks], threads)
 
 
-def _by_row(program: Program) -> frozenset[str]:
-    """Inputs with a value for each pixel of each frame: the words."""
+@dataclass(frozen=True)
+class Run:
+    """Pixels of a block along which every input and constant is what the kernel takes.
+
+    Parameters
+    ----------
+    first, last : int
+        The pixels.
+    given : dict of str to ndarray or Packed
+        In the order in which the kernel takes them, checked to fit.
+    by_row : frozenset of str
+        Those with a value for each pixel of each frame: the words.
+    """
+
+    first: int
+    last: int
+    given: dict[str, Any]
+    by_row: frozenset[str]
+
+
+def prepare(program: Program, arrays: Mapping[str, Array | Packed], frames: int, pixels: int) -> list[Run]:
+    """Take a block apart into runs, and check everything: the kernel trusts its addresses."""
     types = dict(program.types)
-    return frozenset(i.name for i in program.inputs if types[i.name].dims > {FRAME})
+    by_row = frozenset(i.name for i in program.inputs if types[i.name].dims > {FRAME})
+    packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
+    plain = {n: a for n, a in arrays.items() if not isinstance(a, Packed)}
+    whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in plain.items()}
+    runs = []
+    for first, last, own in split_runs(program, whole, pixels):
+        given = {i.name: packed.get(i.name, own.get(i.name)) for i in program.given}
+        fit = {n: a if isinstance(a, Packed) else np.ascontiguousarray(a) for n, a in given.items()}
+        _check_shapes(program, fit, frames, pixels)
+        runs.append(Run(first, last, fit, by_row))
+    return runs
 
 
-def _rows(array: Array) -> npt.NDArray[np.int64]:
+def start_of_rows(array: Array) -> npt.NDArray[np.int64]:
     """Where the frames of an array begin."""
     return array.ctypes.data + np.arange(array.shape[0], dtype=np.int64) * array.strides[0]
 
 
-def _check_shapes(program: Program, given: list[Array], value: Array, flags: npt.NDArray[np.uint32] | None) -> None:
-    """The kernel trusts its addresses: nothing may reach it that does not fit."""
-    frames, pixels = value.shape
+def leaves_cache(result: Array, first: int) -> bool:
+    """Whether a result is too large for the cache, and every frame and run of it begins at a cache line."""
+    aligned = result.ctypes.data % ALIGNMENT == 0 and result.shape[1] * result.itemsize % ALIGNMENT == 0
+    return aligned and first * result.itemsize % ALIGNMENT == 0 and result.nbytes >= STREAMED_BYTES
+
+
+def compiled(program: Program, run: Run, flags: bool, streaming: bool) -> Any:
+    """The kernel of a program for what a run is given."""
+    from gaincal.kernels.compiler import Layout, compile_program
+
+    return compile_program(program, Layout(tuple((n, a.dtype.name) for n, a in run.given.items()), flags, streaming))
+
+
+def _check_shapes(program: Program, given: Mapping[str, Array | Packed], frames: int, pixels: int) -> None:
     types, labels = dict(program.types), dict(program.labels)
-    for item, array in zip(program.given, given, strict=True):
-        dims = types[item.name].dims
+    for item in program.given:
+        array, dims = given[item.name], types[item.name].dims
         wanted = [len(axis) for axis in labels.get(item.name, ())]
         wanted += [frames] if FRAME in dims or not (dims or wanted) else []
         wanted += [pixels] if dims - {FRAME} else [1] if item.name in program.labelled else []
         stored = np.dtype(item.dtype or program.compute)
         if array.shape != tuple(wanted) or array.dtype != stored:
             raise ValueError(f"{item.name} is {array.dtype}{array.shape}, not {stored}{tuple(wanted)}")
-    for result, dtype in ((value, program.dtype), (flags, "uint32")):
-        if result is None:
-            continue
-        if result.dtype != dtype or result.shape != value.shape or not result.flags.carray:
-            raise ValueError(f"a result must be a contiguous, writable {dtype}{value.shape}")
-
-
-def _streams(result: Array, first: int) -> bool:
-    """Whether a result is too large for the cache, and every frame and run of it begins at a cache line."""
-    aligned = result.ctypes.data % ALIGNMENT == 0 and result.shape[1] * result.itemsize % ALIGNMENT == 0
-    return aligned and first * result.itemsize % ALIGNMENT == 0 and result.nbytes >= STREAMED_BYTES
-
-
-def _kernel(program: Program, dtypes: tuple[str, ...], flags: bool, streaming: bool) -> Any:
-    from gaincal.kernels.compiler import Layout, compile_program
-
-    names = (item.name for item in program.given)
-    return compile_program(program, Layout(tuple(zip(names, dtypes, strict=True)), flags, streaming))
 
 
 def _split(frames: int, first: int, last: int, threads: int) -> list[tuple[int, int]]:

@@ -22,6 +22,7 @@ FILTERS = {
     BITSHUFFLE: "bitshuffle",
     ZSTD: "Zstandard",
 }
+BITSHUFFLE_LZ4 = 2
 _BITSHUFFLE_COMPRESSORS = {0: "", 2: "LZ4", 3: "Zstandard"}
 _MAX_BITSHUFFLE_BLOCK = 1 << 24
 _MAX_LZ4_BLOCK = 1 << 30

@@ -17,6 +17,7 @@ Function = Any  # what ctypes makes of a symbol
 _ADDRESS, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _BITSHUFFLE = (ctypes.c_int64, (_ADDRESS, _ADDRESS, _SIZE, _SIZE, _SIZE))
 _SIGNATURES: dict[str, tuple[str, tuple[Any, tuple[Any, ...]]]] = {
+    "bshuf_compress_lz4": ("bshuf", _BITSHUFFLE),
     "bshuf_decompress_lz4": ("bshuf", _BITSHUFFLE),
     "bshuf_decompress_zstd": ("bshuf", _BITSHUFFLE),
     "bshuf_bitunshuffle": ("bshuf", _BITSHUFFLE),
@@ -40,8 +41,8 @@ def function(name: str) -> Function:
 
 
 @cache
-def address(name: str) -> int | None:
-    """Where compiled code finds `LZ4_decompress_safe` or `LZ4_compress_default`; None if they do not work here."""
+def lz4_decoder() -> int | None:
+    """Where compiled code finds the decoder of LZ4 blocks; None if it does not work here."""
     pack, unpack = function("LZ4_compress_default"), function("LZ4_decompress_safe")
     if pack is None or unpack is None:
         return None
@@ -49,7 +50,7 @@ def address(name: str) -> int | None:
     size = pack(_SAMPLE, packed, len(_SAMPLE), len(packed))
     if size <= 0 or unpack(packed, unpacked, size, len(_SAMPLE)) != len(_SAMPLE) or unpacked.raw != _SAMPLE:
         return None
-    return ctypes.cast(pack if name == "LZ4_compress_default" else unpack, ctypes.c_void_p).value
+    return ctypes.cast(unpack, ctypes.c_void_p).value
 
 
 @cache

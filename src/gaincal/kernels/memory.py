@@ -1,4 +1,8 @@
-"""Arrays that begin where a vector register's worth of memory begins."""
+"""Arrays that begin where a vector register's worth of memory begins, and whose memory is used again.
+
+The first touch of fresh memory costs more than calibrating what goes there, so large arrays are
+made of blocks that come back when nobody refers to the array any more.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,21 @@ import numpy.typing as npt
 
 ALIGNMENT = 64
 """Bytes of a cache line: a load or store that crosses one costs twice."""
+RECYCLED_BYTES = 1 << 16
+"""Smaller arrays are what the allocator itself uses again."""
+IDLE_BYTES = 128 << 20
+"""Most memory that waits to be used again."""
+_STEPS = 8
+"""Sizes per doubling: an array is at most an eighth smaller than its block."""
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """An uninitialised, contiguous array whose first element is aligned to a cache line."""
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    skip = -room.ctypes.data % ALIGNMENT
-    return room[skip : skip + size].view(kind).reshape(shape)
+    if size >= RECYCLED_BYTES:
+        return np.asarray(_Lease(size))[:size].view(kind).reshape(shape)
+    return _room(size)[:size].view(kind).reshape(shape)
 
 
 def aligned(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -25,3 +35,51 @@ def aligned(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     copy = empty_aligned(array.shape, dtype)
     copy[...] = array
     return copy
+
+
+def _room(size: int) -> npt.NDArray[np.uint8]:
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    skip = -room.ctypes.data % ALIGNMENT
+    return room[skip : skip + size]
+
+
+class _Lease:
+    """A block of memory on loan to an array, which refers to it; taken back when the array is gone."""
+
+    def __init__(self, size: int) -> None:
+        step = 1 << max(0, size.bit_length() - _STEPS.bit_length())
+        self.size = -(-size // step) * step
+        self.block = _IDLE.take(self.size)
+        # NumPy keeps what offers this interface alive for as long as the array, and all views of it.
+        self.__array_interface__ = {**self.block.__array_interface__}
+
+    def __del__(self) -> None:
+        _IDLE.give(self.block)
+
+
+class _Idle:
+    """Blocks that nobody uses.
+
+    Blocks come back whenever the interpreter drops an array, possibly in the middle of these very
+    lines, so nothing here takes a lock: every step is one operation on a dict.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, npt.NDArray[np.uint8]] = {}
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        for key, block in list(self.blocks.items())[::-1]:
+            if block.size == size and self.blocks.pop(key, None) is not None:
+                return block
+        return _room(size)
+
+    def give(self, block: npt.NDArray[np.uint8]) -> None:
+        self.blocks[id(block)] = block
+        held = 0
+        for key, idle in list(self.blocks.items())[::-1]:
+            held += idle.size
+            if held > IDLE_BYTES:
+                self.blocks.pop(key, None)
+
+
+_IDLE = _Idle()

@@ -14,7 +14,18 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
 from gaincal.kernels.codecs import Bytes, decodable, decode_chunk
-from gaincal.kernels.decode import BITSHUFFLE, ZSTD, BadChunk, Pipeline, check_chunk, check_pipeline
+from gaincal.kernels.decode import (
+    BITSHUFFLE,
+    BITSHUFFLE_LZ4,
+    FLETCHER32,
+    ZSTD,
+    BadChunk,
+    Pipeline,
+    check_chunk,
+    check_pipeline,
+    compressor,
+)
+from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.threads import run_all
 from gaincal.nexus.trust import Place, reading
@@ -124,7 +135,7 @@ class PlainDataset:
         """
         if self.chunks is None:
             return [partial(self._read_unchunked, box, out, missing)]
-        return [partial(self._read_chunk, offset, box, out, missing) for offset in self._offsets(box)]
+        return [partial(self._read_chunk, offset, box, out, missing) for offset in self.offsets(box)]
 
     def _read_unchunked(self, box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
         if not self._stored():
@@ -183,6 +194,16 @@ class PlainDataset:
         except (OSError, RuntimeError):
             raise BadChunk("it cannot be decoded, or its checksum differs") from None
 
+    def fault(self, offset: tuple[int, ...]) -> FileError:
+        """What is wrong with a chunk that could not be decoded."""
+        stored = self.stored(offset)
+        if stored is not None:
+            try:
+                self._decode(offset, stored, empty_aligned((self.pipeline.chunk_bytes,), np.uint8))
+            except FileError as error:
+                return error
+        return self.damage(offset, "it cannot be decoded")
+
     def damage(self, offset: tuple[int, ...], problem: str) -> FileError:
         """A complaint about a chunk."""
         where = f"{self.place.path} chunk {offset}"
@@ -200,6 +221,37 @@ class PlainDataset:
         elif self._file.read_into(found, place) != size:
             raise self.damage(offset, "the file ends within it")
         return found
+
+    @property
+    def packable(self) -> bool:
+        """Whether the chunks are what `gaincal.kernels.stream` decodes: 16-bit words, bitshuffled, LZ4."""
+        coder = self.pipeline.coder
+        if coder is None or self.chunks is None or self.dtype != np.uint16 or lz4_decoder() is None:
+            return False
+        plain = all(number in (coder[0], FLETCHER32) for number, _ in self.pipeline.filters)
+        return plain and coder[0] == BITSHUFFLE and compressor(coder[1]) == BITSHUFFLE_LZ4
+
+    def index(self, offset: tuple[int, ...], blocks: npt.NDArray[np.int64]) -> Bytes | None:
+        """Read a chunk and note where its compressed blocks lie.
+
+        Parameters
+        ----------
+        offset : tuple of int
+        blocks : ndarray (block, 2) of int64
+            Receives address and length of each block; 0 where the chunk was never written.
+
+        Returns
+        -------
+        stored : ndarray of uint8, or None
+            What the addresses point to; None if the chunk is not just as `packed` needs it.
+        """
+        from gaincal.kernels.stream import index_chunk
+
+        stored = self.stored(offset)
+        if stored is None:
+            return np.empty(0, np.uint8)
+        elements = self.pipeline.chunk_bytes // self.pipeline.itemsize
+        return stored if index_chunk(stored, self.pipeline.checksummed, elements, blocks) else None
 
     def read_all(self) -> Array:
         """All values, in native byte order; raises FileError if some were never written."""
@@ -230,7 +282,7 @@ class PlainDataset:
             if self._stored():
                 copy[...] = self.read_all()
             return
-        for offset in self._offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
+        for offset in self.offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
             stored = self.stored(offset)
             if stored is not None:
                 try:
@@ -256,7 +308,7 @@ class PlainDataset:
         if self.chunks is None:
             return
         scratch = empty_aligned((self.pipeline.chunk_bytes,), np.uint8)
-        for offset in self._offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
+        for offset in self.offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
             try:
                 stored = self.stored(offset)
                 if stored is not None:
@@ -264,7 +316,7 @@ class PlainDataset:
             except FileError as error:
                 yield error
 
-    def _offsets(self, box: Box) -> Iterator[tuple[int, ...]]:
+    def offsets(self, box: Box) -> Iterator[tuple[int, ...]]:
         """Where the chunks begin that a box touches."""
         ranges = [range(s // c, -(-(s + n) // c)) for s, n, c in zip(*box, self.chunks, strict=True)]
         for cell in np.ndindex(*(len(r) for r in ranges)):

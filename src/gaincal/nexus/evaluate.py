@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.calibration import Calibration
-from gaincal.formulas.program import MISSING_BIT, Program
+from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
-from gaincal.kernels import blocks
 from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.pipeline import Results, blank, evaluate, interpret, worth_compiling
+from gaincal.kernels.results import Chunks, Tally
 from gaincal.nexus.words import Readable
 
 Array = npt.NDArray[Any]
@@ -60,40 +61,71 @@ class Evaluation:
         """
         values = empty_aligned(count, self.dtype)
         flags = empty_aligned(count, np.uint32) if with_flags else None
+        shape = (-1, int(np.prod(count[1:])))
+        if 0 in count:
+            return values, flags
         for first, frames in split_frames(start[0], count[0], self._frames_at_once(count[1:])):
             here = slice(first - start[0], first - start[0] + frames)
-            part = None if flags is None else flags[here]
-            self._compute((first, *start[1:]), (frames, *count[1:]), values[here], part)
+            part = None if flags is None else flags[here].reshape(shape)
+            self._compute((first, *start[1:]), (frames, *count[1:]), Results(values[here].reshape(shape), part))
         return values, flags
+
+    def store(self, first: int, count: int, chunks: Chunks, tally: Tally) -> None:
+        """Compute whole frames on their way into a file.
+
+        Parameters
+        ----------
+        first, count : int
+            Frames.
+        chunks : Chunks
+            Receives the values.
+        tally : Tally
+            Counts the reasons.
+        """
+        origin = (0,) * len(self.shape[1:])
+        self._compute((first, *origin), (count, *self.shape[1:]), Results(chunks, tally))
 
     def _frames_at_once(self, pixels: tuple[int, ...]) -> int:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
         return max(1, BLOCK_BYTES // max(1, words * int(np.prod(pixels))))
 
-    def _compute(self, start: tuple[int, ...], count: tuple[int, ...], values: Array, flags: Flags | None) -> None:
+    def _compute(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> None:
+        fast = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
+        words, missing = self._words(start, count, fast and count[1:] == self.shape[1:])
+        frames = slice(start[0], start[0] + count[0])
+        window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
+        if self.grouped is not None:
+            value = empty_aligned(results.shape, self.dtype)
+            flags = None if results.flags is None else empty_aligned(results.shape, np.uint32)
+            self.grouped.evaluate(words, frames, window, value, flags, self.threads)
+            blank(self.program, value, flags, missing)
+            results.take(value, flags)
+            return
+        arrays = self.calibration.block(self.program, words, frames, window)
+        if fast:
+            evaluate(self.program, arrays, results, self.threads, missing)
+        else:
+            interpret(self.program, arrays, results, missing)
+
+    def _words(
+        self, start: tuple[int, ...], count: tuple[int, ...], packed: bool
+    ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
+        """The words of a box, compressed where they may be, and where they are missing."""
         wanted = {i.name for i in self.program.inputs}
-        words, missing = {}, None
+        words: dict[str, Any] = {}
+        missing = None
         for name, source in self.words.items():
             if name not in wanted:
                 continue
+            stored = source.packed(start[0], count[0], self.threads) if packed else None
+            if stored is not None:
+                words[name] = stored
+                continue
             words[name], absent = source.read(start, count, self.threads)
             if absent is not None:
+                absent = absent.reshape(count[0], -1)
                 missing = absent if missing is None else missing | absent
-        frames = slice(start[0], start[0] + count[0])
-        window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
-        shape = (count[0], int(np.prod(count[1:])))
-        flat = None if flags is None else flags.reshape(shape)
-        if 0 in shape:
-            return
-        if self.grouped is not None:
-            self.grouped.evaluate(words, frames, window, values.reshape(shape), flat, self.threads)
-        else:
-            arrays = self.calibration.block(self.program, words, frames, window)
-            blocks.evaluate(self.program, arrays, values.reshape(shape), flat, self.threads)
-        if missing is not None:
-            values[missing] = np.nan if self.program.fill is None else self.program.fill
-            if flags is not None:
-                flags[missing] = np.uint32(1 << MISSING_BIT)
+        return words, missing
 
 
 def split_frames(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:

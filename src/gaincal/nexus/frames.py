@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
-from gaincal.formulas.program import MISSING_BIT
+from gaincal.kernels.packed import BLOCK
+from gaincal.kernels.results import Chunks, Tally
 from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.evaluate import Evaluation, split_frames
@@ -17,25 +18,8 @@ from gaincal.nexus.group import new_group
 
 Progress = Callable[[int, int], None]
 FRAMES_AT_ONCE = 16
-ALL_BITS = np.uint32(0xFFFFFFFF)
-
-
-class Tally:
-    """Counts reasons, and remembers which a pixel has in every frame."""
-
-    def __init__(self, pixels: tuple[int, ...]) -> None:
-        self.counts = np.zeros(32, np.int64)
-        self.always = np.full(pixels, ALL_BITS)
-        self.missing_frames = 0
-
-    def add(self, flags: npt.NDArray[np.uint32]) -> None:
-        """Count the flags (frame, *pixels) of some frames."""
-        raised = flags[flags != 0]
-        for bit in range(32):
-            self.counts[bit] += int(np.count_nonzero(raised & np.uint32(1 << bit)))
-        self.always &= np.bitwise_and.reduce(flags, axis=0)
-        lacking = (flags >> np.uint32(MISSING_BIT)).astype(bool)
-        self.missing_frames += int(lacking.reshape(len(flags), -1).all(axis=1).sum())
+BLOCK_BYTES = 64 << 20
+"""Values of a block of large frames: as many as bound the memory, at least one."""
 
 
 def write_frames(
@@ -82,18 +66,42 @@ def write_frames(
     deviations = None if spread is None else _create_errors(group, spread, count)
     tally = Tally(pixels)
     origin = (0,) * len(pixels)
-    for begin, number in split_frames(first, count, FRAMES_AT_ONCE):
-        values, flags = evaluation.read((begin, *origin), (number, *pixels), with_flags=True)
-        assert flags is not None
-        here = slice(begin - first, begin - first + number)
-        dataset[here] = values
+    for begin, number, chunks in _computed(evaluation, first, count, tally):
+        for frame, stored in enumerate(chunks.stored, begin - first):
+            dataset.id.write_direct_chunk((frame, *origin), stored)
+            written.check()
         if spread is not None and deviations is not None:
-            deviations[here] = np.sqrt(spread.read((begin, *origin), (number, *pixels))[0])
-        written.check()
-        tally.add(flags)
+            found, _ = spread.read((begin, *origin), (number, *pixels))
+            deviations[begin - first : begin - first + number] = np.sqrt(found)
+            written.check()
         if progress is not None:
             progress(begin - first + number, count)
     return tally
+
+
+def _computed(evaluation: Evaluation, first: int, count: int, tally: Tally) -> Iterator[tuple[int, int, Chunks]]:
+    """Blocks of frames (first, number, chunks), in order, each computed while the one before is written."""
+    pixels = int(np.prod(evaluation.shape[1:]))
+
+    def compute(begin: int, number: int) -> tuple[int, int, Chunks]:
+        chunks = Chunks(number, pixels, evaluation.dtype, _shrinks(evaluation))
+        evaluation.store(begin, number, chunks, tally)
+        return begin, number, chunks
+
+    with ThreadPoolExecutor(1, thread_name_prefix="gaincal-ahead") as ahead:
+        pending: Future[tuple[int, int, Chunks]] | None = None
+        for begin, number in split_frames(first, count, _frames_at_once(evaluation)):
+            following = ahead.submit(compute, begin, number)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+def _frames_at_once(evaluation: Evaluation) -> int:
+    size = int(np.prod(evaluation.shape[1:])) * evaluation.dtype.itemsize
+    return max(1, min(FRAMES_AT_ONCE, BLOCK_BYTES // size))
 
 
 def _create_errors(group: h5py.Group, spread: Evaluation, count: int) -> h5py.Dataset:
@@ -107,10 +115,14 @@ def _create_errors(group: h5py.Group, spread: Evaluation, count: int) -> h5py.Da
     return dataset
 
 
-def _compression(evaluation: Evaluation) -> dict[str, Any]:
+def _shrinks(evaluation: Evaluation) -> bool:
     """Counts shrink twenty-fold; the mantissas of calibrated floats are noise that no filter shrinks."""
-    if evaluation.dtype.kind == "f":
+    return evaluation.dtype.kind != "f"
+
+
+def _compression(evaluation: Evaluation) -> dict[str, Any]:
+    if not _shrinks(evaluation):
         return {}
     import hdf5plugin
 
-    return dict(hdf5plugin.Bitshuffle(cname="lz4"))
+    return dict(hdf5plugin.Bitshuffle(nelems=BLOCK, cname="lz4"))

@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 
 from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
+from gaincal.nexus.packing import Piece
 from gaincal.nexus.trust import Place
-from gaincal.nexus.words import Piece, Readable, Words
+from gaincal.nexus.words import Readable, Words
 
 STRIP_RANK = 2
 PACKET_ROWS = 4

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
 from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.packed import Packed
 from gaincal.kernels.threads import run_all
 from gaincal.nexus.dataset import (
     MAX_INFLATION,
@@ -30,6 +31,7 @@ from gaincal.nexus.dataset import (
     element_type,
     intersection,
 )
+from gaincal.nexus.packing import Piece, pack
 from gaincal.nexus.trust import Place, Resolver, reading
 
 Array = npt.NDArray[Any]
@@ -40,19 +42,6 @@ MAX_CELLS = 1_000_000
 MAX_RANK = 8
 _PERCENT = re.compile(r"%(.)")
 _UNLIMITED = h5py.h5s.UNLIMITED
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A box of the words, and the equally large box of the plain dataset that holds it.
-
-    ``source`` is None where there is no such dataset, for the `reason` given.
-    """
-
-    box: Box
-    source: PlainDataset | None
-    source_box: Box
-    reason: str = ""
 
 
 class Readable(Protocol):
@@ -70,6 +59,9 @@ class Readable(Protocol):
         self, start: tuple[int, ...], count: tuple[int, ...], threads: int = 1
     ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
         """Words of a box, and where there are none."""
+
+    def packed(self, first: int, count: int, threads: int = 1) -> Packed | None:
+        """Words of whole frames as they are stored, where they can be calibrated that way."""
 
 
 class Words:
@@ -207,6 +199,31 @@ class Words:
         words[missing] = 0
         return words, missing
 
+    def packed(self, first: int, count: int, threads: int = 1) -> Packed | None:
+        """Words of whole frames, still compressed.
+
+        Parameters
+        ----------
+        first, count : int
+            Frames.
+        threads : int
+            Most threads to read with.
+
+        Returns
+        -------
+        Packed or None
+            None if the chunks are not made of whole tiles of frames, one frame each; `read` reads any.
+
+        Raises
+        ------
+        FileError
+            If a chunk cannot be one.
+        """
+        if not self._disjoint:
+            return None
+        touched = np.flatnonzero((self._starts[:, 0] < first + count) & (self._stops[:, 0] > first))
+        return pack(self.shape, [self.pieces[k] for k in touched], first, count, threads)
+
     def _uncovered(self, most: int = 1000) -> list[Box]:
         """Boxes of a virtual dataset that none of its mappings covers, at most so many."""
         if len(self.pieces) == 1 and self.pieces[0].box[1] == self.shape:
@@ -239,7 +256,7 @@ class Words:
         missing[inside] = piece.source is None
         if piece.source is None:
             return []
-        box = _source_box(piece, part)  # reshaping to it only adds or drops dims of length 1: still the same memory
+        box = piece.source_part(part)  # reshaping to it only adds or drops dims of length 1: still the same memory
         return piece.source.jobs(box, words[inside].reshape(box[1]), missing[inside].reshape(box[1]))
 
     def _check_frame(self) -> None:
@@ -280,7 +297,7 @@ class Words:
             if isinstance(found, str):
                 self.pieces.append(Piece(here, None, here, found))
                 continue
-            place_box = _source_box(Piece(mapping.target, None, found[1]), part)
+            place_box = Piece(mapping.target, None, found[1]).source_part(part)
             self._resolve(resolver, found[0], here, place_box, (*seen, identity))
 
     def _source(self, resolver: Resolver, place: Place, mapping: Mapping) -> tuple[Place, Box] | str:
@@ -353,19 +370,6 @@ def _box(place: Place, space: Any, shape: tuple[int, ...] | None) -> Box | None:
             raise place.error("has a mapping with gaps", code="odd-layout")
         lengths.append(int(n * width))
     return tuple(int(s) for s in start), tuple(lengths)
-
-
-def _source_box(piece: Piece, part: Box) -> Box:
-    """Where a part of a piece lies in the source, whose dims are those of the piece up to dims of length 1."""
-    inside = iter(
-        (p - b, n) for p, b, n, whole in zip(part[0], piece.box[0], part[1], piece.box[1], strict=True) if whole != 1
-    )
-    start, count = list(piece.source_box[0]), list(piece.source_box[1])
-    for axis, length in enumerate(piece.source_box[1]):
-        if length != 1:
-            offset, count[axis] = next(inside)
-            start[axis] += offset
-    return tuple(start), tuple(count)
 
 
 def _without_ones(lengths: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,0 +1,54 @@
+"""Words of some frames as they lie in a file, bitshuffled and compressed, to be decoded while they are calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+BLOCK = 4096
+"""Elements of a block, which is what bitshuffle itself chooses for 16-bit words; a tile of the kernel."""
+WORD_BYTES = 2
+STEP = 64
+"""Elements that are exchanged with bit planes at a time: blocks of other lengths are decoded by the library."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The compressed blocks of some frames.
+
+    Parameters
+    ----------
+    blocks : ndarray (frame, tile, 2) of int64
+        Address and length of each block of `BLOCK` words; 0 where it was never written.
+    pixels : int
+        Of a frame.
+    kept : list
+        The memory that the addresses point to.
+    complain : callable (frame, tile) -> None
+        Raises what is wrong with a block that cannot be decoded.
+    """
+
+    blocks: npt.NDArray[np.int64]
+    pixels: int
+    kept: list[Array]
+    complain: Callable[[int, int], None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Frames and pixels."""
+        return len(self.blocks), self.pixels
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the words."""
+        return np.dtype(np.uint16)
+
+    @property
+    def missing(self) -> npt.NDArray[np.bool_]:
+        """Where there are no words (frame, tile)."""
+        return np.asarray(self.blocks[..., 0] == 0)

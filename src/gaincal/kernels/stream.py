@@ -1,0 +1,271 @@
+"""Stored chunks to calibrated, counted and stored again: everything for a tile while it is in the cache.
+
+Compiled, serial, and without the interpreter's lock: `gaincal.kernels.blocks` cuts the work up for
+threads.  No frame of words, flags or results needs to exist as a whole.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from gaincal.formulas.program import MISSING_BIT
+from gaincal.kernels.checksum import MODULUS
+from gaincal.kernels.decode import CHECKSUM_BYTES, HEADER_BYTES, LENGTH_BYTES
+from gaincal.kernels.machine import (
+    WIDTH,
+    call_kernel,
+    call_lz4,
+    gather_words,
+    load_big_endian,
+    spread_elements,
+    store_big_endian,
+    store_byte,
+)
+from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
+from gaincal.kernels.squeeze import squeeze
+
+GROUP = 16
+"""Frames that are taken together, tile by tile: with their flags they still fit the second cache."""
+FLAG_BYTES = 4
+PLANES_BYTES = BLOCK * 8 + WIDTH
+"""Room for the bit planes of a block, of words or of values, and for reading a little behind them."""
+BITS = 32
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def fletcher32(data: Array) -> Any:
+    """As `gaincal.kernels.checksum.fletcher32`."""
+    even = data.size // 2
+    words = data[: 2 * even].view(np.uint16)
+    first, second = np.uint64(0), np.uint64(0)
+    for begin in range(0, even, BLOCK):
+        count = min(BLOCK, even - begin)
+        total, weighted = np.uint64(0), np.uint64(0)
+        for k in range(count):
+            total += np.uint64(words[begin + k])
+            weighted += np.uint64(words[begin + k]) * np.uint64(count - k)
+        second = _rest(second + np.uint64(count) * first + weighted)
+        first = _rest(first + total)
+    if data.size % 2:
+        first = _rest(first + np.uint64(data[data.size - 1]))
+        second = _rest(second + first)
+    return np.int64(_exchanged(second) << np.uint64(16) | _exchanged(first))
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _rest(total: Any) -> Any:
+    """A sum modulo 65535, in which only nothing at all gives 0."""
+    rest = total % np.uint64(MODULUS)
+    return np.uint64(MODULUS) if rest == 0 and total != 0 else rest
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _exchanged(rest: Any) -> Any:
+    return (rest & np.uint64(0xFF)) << np.uint64(8) | rest >> np.uint64(8)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def index_chunk(stored: Array, checksummed: bool, elements: int, blocks: Array) -> bool:
+    """Note where the compressed blocks of a chunk lie; False if it is not just as it must be.
+
+    The same rules as `gaincal.kernels.codecs.decode_chunk`, which can say what is wrong; chunks of
+    other block sizes are left to it, too.
+    """
+    size = stored.size - CHECKSUM_BYTES if checksummed else stored.size
+    if size < HEADER_BYTES:
+        return False
+    if checksummed:
+        found = np.int64(0)
+        for k in range(CHECKSUM_BYTES):
+            found |= np.int64(stored[size + k]) << (8 * k)
+        if found != fletcher32(stored[:size]):
+            return False
+    start = stored.ctypes.data
+    declared = load_big_endian(start) << 32 | load_big_endian(start + 4)
+    if declared != elements * WORD_BYTES or load_big_endian(start + 8) != BLOCK * WORD_BYTES:
+        return False
+    position = HEADER_BYTES
+    for block in range(blocks.shape[0]):
+        if position + LENGTH_BYTES > size:
+            return False
+        length = load_big_endian(start + position)
+        position += LENGTH_BYTES + length
+        if length == 0 or position > size:
+            return False
+        blocks[block, 0], blocks[block, 1] = start + position - length, length
+    return position == size
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _unpack(lz4: int, block: Array, count: int, planes: int, words: int) -> bool:
+    """Decode a block to `count` words at an address; a block that was never written gives zeros."""
+    if block[0] == 0:
+        for k in range(count * WORD_BYTES):
+            store_byte(words + k, 0)
+        return True
+    if call_lz4(lz4, block[0], planes, block[1], count * WORD_BYTES) != count * WORD_BYTES:
+        return False
+    for k in range(0, count, WIDTH):
+        gather_words(planes + k // 8, count // 8, words + k * WORD_BYTES)
+    return True
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _blank(value: int, fill: Array, first: int, last: int, flags: int) -> None:
+    """Make the results of some pixels of a frame those of missing words."""
+    for pixel in range(first, last):
+        for k in range(fill.size):
+            store_byte(value + pixel * fill.size + k, fill[k])
+        if flags:
+            for k in range(FLAG_BYTES):
+                store_byte(flags + pixel * FLAG_BYTES + k, (1 << MISSING_BIT) >> (8 * k) & 0xFF)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _tally(flags: Array, count: int, always: Array, counts: Array) -> Any:
+    """Count the reasons of a tile of a frame, and keep those that a pixel has always had; returns the missing ones."""
+    missing: Any = 0
+    some = np.uint32(0)
+    for k in range(count):
+        some |= flags[k]
+        always[k] &= flags[k]
+    if some == 0:
+        return missing
+    for bit in range(BITS):
+        if some >> np.uint32(bit) & np.uint32(1):
+            found: Any = 0
+            for k in range(count):
+                found += np.int64(flags[k] >> np.uint32(bit) & np.uint32(1))
+            counts[bit] += found
+            if bit == MISSING_BIT:
+                missing = found
+    return missing
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _unpack_tile(
+    lz4: int, blocks: Array, tile: int, frames: tuple[int, int], count: int, planes: int, words: int, starts: Array
+) -> int:
+    """Decode a tile of some frames of one input; returns -1, or the frame that cannot be decoded."""
+    for frame in range(frames[0], frames[1]):
+        target = words + (frame - frames[0]) * BLOCK * WORD_BYTES
+        if not _unpack(lz4, blocks[frame, tile], count, planes, target):
+            return frame
+        starts[frame] = target - tile * BLOCK * WORD_BYTES
+    return -1
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _blank_missing(
+    blocks: Array, absent: Array, frame: int, tile: int, count: int, value: int, fill: Array, flags: int
+) -> None:
+    """Give the pixels of a tile that have no words the results of missing ones."""
+    first = tile * BLOCK
+    for k in range(blocks.shape[0]):
+        if blocks[k, frame, tile, 0] == 0:
+            _blank(value, fill, first, first + count, flags)
+    if absent.shape[0]:
+        for pixel in range(first, first + count):
+            if absent[frame, pixel]:
+                _blank(value, fill, pixel, pixel + 1, flags)
+
+
+@lru_cache(maxsize=8)
+def make_stream(size: int) -> Any:
+    """Make the loop over the tiles for values of `size` bytes.
+
+    Returns
+    -------
+    stream : callable
+        ``stream(kernel, unpack, pack, table, rows, packed, blocks, absent, fill, pixels, tiles, scratch, flags,
+        always, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
+        frame and tile that cannot be decoded, as ``(input * frames + frame) * tiles + tile``.
+
+        ``kernel``, ``unpack``, ``pack``
+            Addresses of the kernel and of LZ4's decoder; whether values are compressed.
+        ``table``, ``rows``
+            The addresses that the kernel takes, of which those by frame point into ``rows`` (item,
+            frame), the last two of them the value and the flags.
+        ``packed``, ``blocks``
+            Which rows are decoded from ``blocks`` (input, frame, tile, 2).
+        ``absent``
+            (frame, pixel): further words that are missing; or of no frames.
+        ``tiles``, ``scratch``
+            First and last tile; bytes for bit planes, words, and values if those are compressed.
+        ``flags``
+            (GROUP, BLOCK): where reasons are counted; or of no frames.
+        ``always``, ``counts``, ``lacking``
+            (pixel,), (32,), (frame,): what is counted.
+        ``pieces``, ``lengths``
+            (frame, bytes), (frame,): compressed values.
+    """
+    spread = spread_elements(size)
+
+    @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+    def pack_tile(values: int, count: int, planes: int, target: int, equal: Array, starts: Array) -> Any:
+        for pixel in range(0, count, WIDTH):
+            spread(values + pixel * size, planes + pixel // 8, count // 8)
+        length = squeeze(planes, count * size, target + LENGTH_BYTES, equal, starts)
+        store_big_endian(target, length)
+        return LENGTH_BYTES + length
+
+    @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+    def stream(
+        kernel: int,
+        unpack: int,
+        pack: bool,
+        table: Array,
+        rows: Array,
+        packed: Array,
+        blocks: Array,
+        absent: Array,
+        fill: Array,
+        pixels: int,
+        tiles: tuple[int, int],
+        scratch: Array,
+        flags: Array,
+        always: Array,
+        counts: Array,
+        lacking: Array,
+        pieces: Array,
+        lengths: Array,
+    ) -> Any:
+        frames, value_row, flags_row = rows.shape[1], rows.shape[0] - 2, rows.shape[0] - 1
+        planes = scratch.ctypes.data
+        words = planes + PLANES_BYTES
+        equal, starts = np.empty((2, BLOCK * size // WIDTH + 1), np.uint64)
+        values = words + packed.size * GROUP * BLOCK * WORD_BYTES
+        for tile in range(tiles[0], tiles[1]):
+            first = tile * BLOCK
+            count = min(BLOCK, pixels - first)
+            for begin in range(0, frames, GROUP):
+                end = min(begin + GROUP, frames)
+                for k in range(packed.size):
+                    target = words + k * GROUP * BLOCK * WORD_BYTES
+                    bad = _unpack_tile(unpack, blocks[k], tile, (begin, end), count, planes, target, rows[packed[k]])
+                    if bad >= 0:
+                        return (k * frames + bad) * blocks.shape[2] + tile
+                for frame in range(begin, end):
+                    place = (frame - begin) * BLOCK - first
+                    if pack:
+                        rows[value_row, frame] = values + place * size
+                    if flags.shape[0]:
+                        rows[flags_row, frame] = flags.ctypes.data + place * FLAG_BYTES
+                call_kernel(kernel, table.ctypes.data, begin, end, pixels, first, first + count)
+                for frame in range(begin, end):
+                    value, reasons = rows[value_row, frame], rows[flags_row, frame]
+                    _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons)
+                    if flags.shape[0]:
+                        part = always[first : first + count]
+                        lacking[frame] += _tally(flags[frame - begin], count, part, counts)
+                    if pack:
+                        target = pieces[frame].ctypes.data + lengths[frame]
+                        lengths[frame] += pack_tile(value + first * size, count, planes, target, equal, starts)
+        return -1
+
+    return stream
