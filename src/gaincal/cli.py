@@ -6,8 +6,10 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +198,8 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--profile", metavar="PROGRAM", help="Reproduce another program: jungfrau_utils, aare ...")
 @click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
 @click.option("--errors", is_flag=True, help="Write standard deviations, too.")
-@click.option("--jobs", type=click.IntRange(1, 1024), help="Threads; default: all this process may use.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Threads, or workers; default: all there are.")
+@click.option("--scheduler", metavar="ADDRESS|local", help="Compute on a dask cluster, or with processes here.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @_trust
 @_as_json
@@ -213,6 +216,7 @@ def apply(
     reasons: str | None,
     errors: bool,
     jobs: int | None,
+    scheduler: str | None,
     overwrite: bool,
     trust: tuple[str, ...],
     as_json: bool,
@@ -220,10 +224,9 @@ def apply(
     """Write the calibrated frames of MASTER as a standard NXmx file."""
     from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
-    from gaincal.verbs.apply import apply as run
 
     inputs = {name: parse_number(name, text) for name, text in _pairs(settings, "--set").items()}
-    with progress("apply", "frames") as advance:
+    with _applying(scheduler, jobs) as run, progress("apply", "frames") as advance:
         done = run(
             master,
             target,
@@ -253,6 +256,20 @@ def apply(
         click.echo(f"  {done.missing_frames} frames are missing entirely")
     if done.not_tested:
         click.echo(f"  not tested: {', '.join(done.not_tested)}")
+
+
+@contextmanager
+def _applying(scheduler: str | None, jobs: int | None) -> Iterator[Callable[..., Any]]:
+    """What applies: this process, or a cluster for as long as the context lasts."""
+    if scheduler is None:
+        from gaincal.verbs.apply import apply as run
+
+        yield run
+        return
+    from gaincal.scatter import apply_on, connected
+
+    with connected(scheduler, jobs) as client:
+        yield partial(apply_on, client)
 
 
 @main.command()

@@ -31,6 +31,8 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
+            if done == total:
+                bar.refresh()  # short work is over before the next time it would be drawn
 
         yield advance
 

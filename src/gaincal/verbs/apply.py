@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,12 +16,13 @@ import numpy.typing as npt
 from gaincal._version import __version__
 from gaincal.errors import RequestError
 from gaincal.formulas.program import MISSING_BIT, RESERVED_FLAGS, Program
-from gaincal.kernels.blocks import available_threads
+from gaincal.kernels.results import Tally
+from gaincal.kernels.threads import available_threads
 from gaincal.nexus import names
-from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
+from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.fields import read_array
-from gaincal.nexus.frames import Progress, Tally, write_frames
+from gaincal.nexus.frames import Progress, write_frames
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.scaling import FIELDS
@@ -32,6 +33,8 @@ ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value", *FIEL
 """Facts of a detector that hold for its words, not for what becomes of them."""
 MISSING_MASK_BIT = 1
 """Where every frame is missing the pixel counts as dead."""
+Fill = Callable[[AtomicFile, h5py.Group], Tally]
+"""Writes the frames of a `Work` as the signal of an entry."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,42 @@ class Applied:
     pixels: int
     flags: dict[str, int]
     not_tested: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be written of an open master.
+
+    Parameters
+    ----------
+    master : Master
+    program : Program
+    variance : Program, optional
+        What computes the variance of the output, where its errors are wanted.
+    first, count : int
+        Frames.
+    inputs : mapping of str to float
+        Replace inputs of the formula.
+    """
+
+    master: Master
+    program: Program
+    variance: Program | None
+    first: int
+    count: int
+    inputs: Mapping[str, float]
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of a frame."""
+        return self.master.calibration.layout.pixels
+
+    def fill(self, threads: int, progress: Progress | None = None) -> Fill:
+        """What computes and writes the frames."""
+        calibration, words = self.master.calibration, self.master.words
+        evaluation = Evaluation(calibration, words, self.program, threads)
+        spread = Evaluation(calibration, words, self.variance, threads) if self.variance else None
+        return lambda written, entry: write_frames(written, entry, evaluation, spread, self.first, self.count, progress)
 
 
 def apply(
@@ -128,22 +167,38 @@ def apply(
     """
     master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons)
     with master.resolver:
-        program = master.calibration.program(output, dtype, flagged)
-        variance = _variance(master, program) if errors else None
-        first, count = _range(frames, master.calibration.layout.frames)
-        chosen = Path(target) if target is not None else _beside(Path(path), program.value)
-        refuse_existing(chosen, overwrite)
-        refuse_input(chosen, master.resolver.opened)
-        threads = jobs or available_threads()
-        evaluation = Evaluation(master.calibration, master.words, program, threads)
-        spread = Evaluation(master.calibration, master.words, variance, threads) if variance else None
-        with atomic_output(chosen, overwrite=overwrite) as written:
-            entry = _copy_entry(written.file, master, first, count)
-            tally = write_frames(written, entry, evaluation, spread, first, count, progress)
-            if inputs and names.PHOTON_ENERGY in inputs:
-                wavelength = names.KEV_ANGSTROM / inputs[names.PHOTON_ENERGY]
-                write_metadata(entry, written.file[master.detector.path], {"wavelength": wavelength})
-            return _finish(entry, master, program, tally, chosen, (first, count))
+        work = prepare(master, output, dtype, flagged, frames, inputs, errors)
+        chosen = Path(target) if target is not None else beside(Path(path), work.program.value)
+        return write_applied(work, chosen, overwrite, work.fill(jobs or available_threads(), progress))
+
+
+def prepare(
+    master: Master,
+    output: str | None,
+    dtype: str | None,
+    flagged: float | None,
+    frames: tuple[int | None, int | None] | None,
+    inputs: Mapping[str, float] | None,
+    errors: bool,
+) -> Work:
+    """Check what is asked of a master, in the words of `apply`; raises RequestError where it is not to be had."""
+    program = master.calibration.program(output, dtype, flagged)
+    variance = _variance(master, program) if errors else None
+    return Work(master, program, variance, *_range(frames, master.calibration.layout.frames), inputs or {})
+
+
+def write_applied(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applied:
+    """Write the NXmx file around the frames that `fill` writes; raises OutputError, and RequestError for an input."""
+    master, inputs = work.master, work.inputs
+    refuse_existing(target, overwrite)
+    refuse_input(target, master.resolver.opened)
+    with atomic_output(target, overwrite=overwrite) as written:
+        entry = _copy_entry(written.file, master, work.first, work.count)
+        tally = fill(written, entry)
+        if names.PHOTON_ENERGY in inputs:
+            wavelength = names.KEV_ANGSTROM / inputs[names.PHOTON_ENERGY]
+            write_metadata(entry, written.file[master.detector.path], {"wavelength": wavelength})
+        return _finish(entry, master, work.program, tally, target, (work.first, work.count))
 
 
 def _variance(master: Master, program: Program) -> Program:
@@ -156,7 +211,8 @@ def _variance(master: Master, program: Program) -> Program:
     return master.calibration.program(declared.name)
 
 
-def _beside(master: Path, output: str) -> Path:
+def beside(master: Path, output: str) -> Path:
+    """Where the calibrated frames go if nobody says."""
     return master.with_name(f"{master.stem}_{output}.nxs")
 
 
