@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from gaincal.kernels.libraries import function
 from gaincal.kernels.memory import empty_aligned
 
 Bytes = npt.NDArray[np.uint8]
+ADLER_BYTES = 4
+"""Of the checksum at the end of a deflate stream."""
 _LIBRARY = {
     LZ4: "LZ4_decompress_safe",
     ZSTD: "ZSTD_decompress",
@@ -157,6 +160,16 @@ _DECODERS: dict[int, Callable[[Bytes, Bytes], None]] = {LZ4: _decode_lz4, ZSTD: 
 
 def _inflate(body: Bytes, out: Bytes) -> None:
     """Within bounds: a chunk of a kilobyte can inflate to a gigabyte."""
+    quick = _libdeflate()
+    if quick is not None:
+        try:
+            size = quick(body, out=out).size
+        except RuntimeError as error:
+            raise BadChunk(str(error)) from None
+        # What lies behind the stream is not looked at there: the checksum of the stream must be the end.
+        if size != out.size or body[-ADLER_BYTES:].tobytes() != zlib.adler32(out.data).to_bytes(ADLER_BYTES, "big"):
+            raise BadChunk(f"does not inflate to {out.size} bytes and nothing else")
+        return
     inflater = zlib.decompressobj()
     try:
         found = inflater.decompress(body.data, out.size + 1)
@@ -165,6 +178,16 @@ def _inflate(body: Bytes, out: Bytes) -> None:
     if len(found) != out.size or not inflater.eof or inflater.unused_data:
         raise BadChunk(f"inflates to {len(found)} bytes instead of {out.size}")
     out[...] = np.frombuffer(found, np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _libdeflate() -> Callable[..., Any] | None:
+    """A faster decoder than Python's own, from imagecodecs where that is installed."""
+    try:
+        from imagecodecs import deflate_decode
+    except ImportError:
+        return None
+    return deflate_decode
 
 
 def _unshuffle(planes: Bytes, size: int, out: Bytes) -> None:
