@@ -23,6 +23,12 @@ NARROW = {"gotthard2": 1000, "gotthard2_split": 1000, "lpd": 1000, "percival": 5
 """Words of detectors whose ADC has fewer bits than 14."""
 
 
+def frames_of(name: str, frames: int) -> int:
+    """Frames with as many pixels in all as `frames` of a panel: a frame of strips is soon computed."""
+    strips = catalog.get(name).checked.pixel_dims == ("x",)
+    return frames * LENGTHS["y"] * LENGTHS["x"] // STRIPS if strips else frames
+
+
 def block(name: str, frames: int) -> tuple[Calibration, dict[str, Array]]:
     """A bound formula and its words (frame, *pixels)."""
     formula = catalog.get(name)

@@ -1,43 +1,138 @@
-"""Measure everything at full size and print ratios: ``python benchmarks/run.py [--json FILE]``."""
+"""Measure everything at full size and print ratios: ``python benchmarks/run.py [--json FILE] [--only WORD]``."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import agipd
+import runs
+import starting
 import switched
+import test_applying
+import test_reading
 from measure import speed_ratio, take_turns
-from test_kernel import FRAMES, family_tasks, numpy_select, tasks
+from test_kernel import FRAMES, family_tasks, numpy_select, peers, tasks
 
 from gaincal.formulas import catalog
 
 ROUNDS = 9
 NUMPY_FRAMES = 8
 FAMILY_FRAMES = 64
+READ_FRAMES, APPLY_FRAMES = 100, 1000
+MEMORY_FRAMES = 10_000
+Found = dict[str, dict[str, float]]
+PEAK = "import sys; from gaincal.verbs.apply import apply; import resource as r; import gaincal.kernels.stream; \
+b = r.getrusage(r.RUSAGE_SELF).ru_maxrss; apply(sys.argv[1], sys.argv[2], output='counts', dtype='int16'); \
+print((r.getrusage(r.RUSAGE_SELF).ru_maxrss - b) / 1024)"
 
 
-def main() -> None:
-    """Print the kernel's speed relative to the copy bandwidth, case by case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="also write the ratios to this file")
-    chosen = parser.parse_args()
-    found: dict[str, dict[str, float]] = {}
-    print(f"speed relative to copying u2 to f4, {FRAMES} frames, medians of {ROUNDS} paired rounds, one thread")
+def kernel() -> Found:
+    """The kernel in memory, one thread, relative to copying u2 to f4."""
+    found = {}
     for case in switched.SWITCHED:
-        times = take_turns(tasks(case, FRAMES), ROUNDS)
+        times = take_turns(tasks(case, FRAMES) | peers(case, FRAMES), ROUNDS)
         found[case] = {name: speed_ratio(times, name, "copy") for name in times if name != "copy"}
         small = take_turns(tasks(case, NUMPY_FRAMES) | {"numpy": numpy_select(case, NUMPY_FRAMES)}, ROUNDS)
         found[case]["kernel over numpy"] = speed_ratio(small, "kernel", "numpy")
-        print(f"{case:16}", "  ".join(f"{name} {ratio:.2f}" for name, ratio in found[case].items()))
-    print(f"every formula of the catalogue, unswitched, {FAMILY_FRAMES} frames")
-    for name in catalog.names():
-        times = take_turns(family_tasks(name, FAMILY_FRAMES), ROUNDS)
-        found[name] = {"kernel": speed_ratio(times, "kernel", "copy")}
-        print(f"{name:28} {found[name]['kernel']:.2f}")
+    times = take_turns(tasks("0 %", 1), 10 * ROUNDS)
+    found["0 %, a single frame"] = {"kernel": speed_ratio(times, "kernel", "copy")}
+    ratio = found["0 %"]["kernel"] / found["10 % random"]["kernel"]
+    found["0 % over 10 %"] = {"kernel": ratio}
+    return found
+
+
+def families() -> Found:
+    """Every formula of the catalogue, unswitched, relative to copying u2 to its output."""
+    return {
+        name: {"kernel": speed_ratio(take_turns(family_tasks(name, FAMILY_FRAMES), ROUNDS), "kernel", "copy")}
+        for name in catalog.names()
+    }
+
+
+def agipd_trains() -> Found:
+    """AGIPD, one cell of 1 and 8 trains, relative to reading u2 + u2 and writing f4."""
+    return {
+        f"{trains} trains": {"kernel": speed_ratio(take_turns(agipd.tasks(trains), ROUNDS), "kernel", "copy")}
+        for trains in (1, 8, 16)
+    }
+
+
+def reading() -> Found:
+    """Blocks of ten calibrated frames from bitshuffle-LZ4, relative to h5py's raw frames."""
+    found: Found = {}
+    with TemporaryDirectory(dir=".") as folder:
+        for case in ("0 %", "2 % clustered"):
+            master = runs.build(Path(folder) / "run", case, READ_FRAMES)
+            for threads in (1, 2):
+                os.environ["SLURM_CPUS_PER_TASK"] = str(threads)
+                times = take_turns(test_reading.tasks(master, READ_FRAMES), ROUNDS)
+                times |= take_turns(test_reading.single(master, READ_FRAMES), ROUNDS)
+                found[f"{case}, {threads} threads"] = {
+                    "blocks": speed_ratio(times, "calibrated", "h5py raw"),
+                    "frame by frame": speed_ratio(times, "calibrated frames", "h5py raw frames"),
+                    "one pixel": speed_ratio(times, "calibrated pixel", "h5py raw pixel"),
+                }
+        for stored in ("bitshuffle-Zstd", "gzip", "none"):
+            master = runs.build(Path(folder) / "run", "2 % clustered", READ_FRAMES, stored)
+            times = take_turns(test_reading.tasks(master, READ_FRAMES), 3)
+            found[f"{stored}, 2 threads"] = {"blocks": speed_ratio(times, "calibrated", "h5py raw")}
+    return found
+
+
+def applying() -> Found:
+    """``apply`` from file to file, relative to reading the raw frames through h5py."""
+    found: Found = {}
+    with TemporaryDirectory(dir=".") as folder:
+        for case in ("0 %", "2 % clustered"):
+            master = runs.build(Path(folder) / "run", case, APPLY_FRAMES)
+            for threads in (1, 2):
+                times = take_turns(test_applying.tasks(master, APPLY_FRAMES, threads), 7, 1)
+                names = ("counts", "energy")
+                found[f"{case}, {threads} threads"] = {n: speed_ratio(times, n, "h5py raw") for n in names}
+    return found
+
+
+def memory() -> Found:
+    """Peak memory of ``apply`` over the imports, in MiB."""
+    with TemporaryDirectory(dir=".") as folder:
+        master = runs.build(Path(folder) / "run", "2 % clustered", MEMORY_FRAMES)
+        command = [sys.executable, "-c", PEAK, str(master), str(Path(folder) / "out.nxs")]
+        peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {f"apply, {MEMORY_FRAMES} frames": {"MiB": peak}}
+
+
+def starts() -> Found:
+    """Seconds of a fresh process; they depend on the machine, unlike all ratios above."""
+    with TemporaryDirectory(dir=".") as folder:
+        return {"start": starting.all_starts(runs.build(Path(folder) / "run", "2 % clustered", 4))}
+
+
+PARTS: tuple[Callable[[], Found], ...] = (kernel, families, agipd_trains, reading, applying, memory, starts)
+
+
+def main() -> None:
+    """Print what was measured, part by part."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="also write the ratios to this file")
+    parser.add_argument("--only", metavar="WORD", help="only the parts whose name contains this")
+    chosen = parser.parse_args()
+    found: dict[str, Found] = {}
+    for part in PARTS:
+        if chosen.only and chosen.only not in part.__name__:
+            continue
+        print(f"{part.__name__}: {part.__doc__}")
+        found[part.__name__] = part()
+        for case, ratios in found[part.__name__].items():
+            print(f"  {case:28}", "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
     if chosen.json:
         chosen.json.write_text(json.dumps(found, indent=2))
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import switched
-from measure import speed_ratio, take_turns
+from measure import best_ratio
 from numba import njit
 
 from gaincal.formulas import catalog
@@ -60,15 +60,21 @@ def numpy_select(case: str, frames: int) -> Callable[[], object]:
     return select
 
 
+def peers(case: str, frames: int) -> dict[str, Callable[[], object]]:
+    """Other programs on the same words, as far as they are installed: they return new arrays."""
+    try:
+        from aare import apply_calibration
+    except ImportError:
+        return {}
+    calibration, words = switched.calibration(frames), switched.words(case, frames)
+    maps = {"pd": calibration.arrays["pedestal"], "cal": calibration.arrays["gain"] * np.float32(12.4)}
+    return {"aare": lambda: apply_calibration(words, **maps, n_threads=1)}
+
+
 @pytest.mark.parametrize("case", ["0 %", "2 % clustered"])
 def test_the_kernel_reaches_half_of_the_copy_bandwidth(case: str) -> None:
     found = tasks(case, FRAMES)
-    best = 0.0
-    for _ in range(3):  # another process on the machine can spoil one measurement, hardly three
-        best = max(best, speed_ratio(take_turns(found), "kernel", "copy"))
-        if best >= AT_LEAST:
-            break
-    assert best >= AT_LEAST
+    assert best_ratio(found, "kernel", "copy", AT_LEAST) >= AT_LEAST
 
 
 @pytest.mark.parametrize("case", list(switched.SWITCHED))
@@ -90,12 +96,12 @@ def test_numpy(benchmark: Any) -> None:
 
 def family_tasks(name: str, frames: int) -> dict[str, Callable[[], object]]:
     """The kernel of a formula of the catalogue, and copying as many words."""
-    calibration, words = families.block(name, frames)
+    calibration, words = families.block(name, families.frames_of(name, frames))
     program = calibration.program()
     words = {n: aligned(w, w.dtype) for n, w in words.items()}
     arrays = calibration.block(program, words, slice(None))
     first = next(iter(words.values()))
-    out = empty_aligned((frames, first[0].size), np.dtype(program.dtype))
+    out = empty_aligned((len(first), first[0].size), np.dtype(program.dtype))
     return {
         "copy": lambda: copy(first.reshape(-1), out.reshape(-1)),
         "kernel": lambda: blocks.evaluate(program, arrays, out),

@@ -8,6 +8,7 @@ from helpers import Array, assert_same_bits, declare, items, program_of
 
 from gaincal.formulas.catalog import get
 from gaincal.formulas.program import Labels, Program, program_for_output
+from gaincal.kernels.delivery import demands
 from gaincal.kernels.shortcut import find_shortcut
 
 PIXELS = 320
@@ -104,3 +105,96 @@ def test_a_shortcut_on_a_map_of_the_pixels_gives_the_same_bits() -> None:
     m = np.where(np.arange(PIXELS) < 192, 0x13, np.arange(PIXELS) & 0xFF).astype(np.uint8)
     arrays = {"raw": words(), "g": planes(3), "m": m}
     assert_same_bits(program_of(formula, {"g": ((1, 0, 9),)}), arrays, (12, PIXELS))
+
+
+def catalogue_program(name: str) -> Program:
+    formula = get(name)
+    axes = {"stage": (0, 1, 2, 3, 4, 5, 6), "cell": (0, 1), "threshold": (0, 1)}
+    labels: dict[str, Labels] = {
+        c.name: tuple(axes[a] for a in formula.checked.types[c.name].axes)
+        for c in formula.constants
+        if formula.checked.types[c.name].axes
+    }
+    return program_for_output(formula, labels, frozenset(item.name for item in items(formula)))
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "bounds"),
+    [
+        ("jungfrau_hg0", "raw", (0, 0x3FFE)),
+        ("jungfrau_cells", "raw", (0, 0x3FFE)),
+        ("jungfrau_split", "gain_code", (0, 0)),
+        ("epix10ka", "raw", (0, 0x3FFF)),
+        ("percival", "raw", (0, 0x1FFF)),
+    ],
+)
+def test_bounds_of_a_word_make_the_stage_the_same_in_a_frame_or_in_every_frame(
+    name: str, word: str, bounds: tuple[int, int]
+) -> None:
+    shortcut = find_shortcut(catalogue_program(name))
+    assert shortcut is not None
+    assert (shortcut.name, (shortcut.low, shortcut.high)) == (word, bounds)
+    assert not shortcut.types["stage"].dims > {"frame"}
+
+
+def test_what_must_hold_is_taken_apart_and_asked_for_once() -> None:
+    program = catalogue_program("jungfrau")
+    shortcut = find_shortcut(program)
+    assert shortcut is not None
+    steps = {s.name: s for s in program.steps}
+    usual = [(steps[n].operation, holds) for n, holds in demands(program, dict(program.types))]
+    assert sorted(usual) == [("equal", False)] * 4 + [("finite", True)] * 2 + [("not_equal", False)]
+    short = [(steps[n].operation, holds) for n, holds in demands(program, shortcut.types)]
+    assert sorted(short) == [("finite", True)] * 2 + [("not_equal", False)]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"a": "stage < 0", "b": "stage >= 0 and not finite(s)"},
+        {"a": "stage < 0", "b": "stage >= 0 and not (finite(s) and finite(v))"},
+        {"a": "stage < 0 and m > 3", "b": "not (stage >= 0 or m == 1)"},
+        {"a": "x < 0", "b": "x >= 0 and m > 2"},
+        {"a": "m > 3 or not finite(s)", "b": "raw > 0xFFFF or (m == 1 and raw == 5)"},
+        {"a": "not (raw >= 0)", "b": "raw >= 0 and m > 5"},
+        {"a": "raw >= 0"},
+    ],
+)
+def test_conditions_that_void_give_the_same_bits(flags: dict[str, str]) -> None:
+    constants: dict[str, tuple[str, str | None]] = {"g": ("stage px", None), "m": ("px", "uint8"), "x": ("px", None)}
+    steps = {"stage": "lookup(t, bits(raw, 14, 2))", "s": "g[stage]", "v": "bits(raw, 0, 14) / s"}
+    formula = declare(steps, constants=constants, tables={"t": [0, 1, -1, 2]}, flags=flags)
+    g = planes(3)
+    g[:, ::7], g[1, ::5] = np.nan, np.inf
+    x = np.where(np.arange(PIXELS) % 5 == 0, np.nan, np.arange(PIXELS) - 100.0).astype(np.float32)
+    arrays = {"raw": words(), "g": g, "m": (np.arange(PIXELS) % 8).astype(np.uint8), "x": x}
+    assert_same_bits(program_of(formula, {"g": ((0, 1, 2),)}), arrays, (12, PIXELS))
+
+
+def test_a_plane_that_a_map_chooses_gives_the_same_bits() -> None:
+    constants: dict[str, tuple[str, str | None]] = {"g": ("stage px", None), "m": ("px", "uint8")}
+    steps = {"stage": "lookup(t, join(bits(m, 0, 2), 2, bits(raw, 14, 2)))", "v": "g[stage] * raw"}
+    formula = declare(steps, constants=constants, tables={"t": [k % 5 - 1 for k in range(16)]})
+    m = (np.arange(PIXELS) // 3 % 4).astype(np.uint8)
+    program = program_of(formula, {"g": ((0, 1, 2, 3),)})
+    assert_same_bits(program, {"raw": words(), "g": planes(4), "m": m}, (12, PIXELS))
+
+
+@pytest.mark.parametrize("numbers", [(0x3FFF, 0x4000, 0xC000, 0xFFFF), (5, 70000), (0, 0x3FFF), (7,)])
+def test_special_words_among_mixed_stages_give_the_same_bits(numbers: tuple[int, ...]) -> None:
+    flags = {f"f{n}": f"raw == {n}" for n in numbers}
+    formula = declare(
+        {"stage": "lookup(t, bits(raw, 14, 2))", "v": "g[stage] + raw"},
+        constants=CONSTANT,
+        tables={"t": [0, 1, -1, 2]},
+        flags=flags,
+    )
+    raw = words()
+    raw[8:, ::61] = np.array(numbers, np.uint32).astype(np.uint16)[np.arange(raw[8:, ::61].shape[1]) % len(numbers)]
+    assert_same_bits(program_of(formula, {"g": ((0, 1, 2),)}), {"raw": raw, "g": planes(3)}, (12, PIXELS))
+
+
+def test_a_question_about_an_entry_outside_the_table_gives_the_same_bits() -> None:
+    steps = {"k": "lookup(t, bits(raw, 14, 2) - 1)", "v": "where(k == -1, 7, k) + where(k != 3, 0.5, 0.25)"}
+    program = program_of(declare(steps, tables={"t": [3, 4, 5, 6]}))
+    assert_same_bits(program, {"raw": words()}, (12, PIXELS))

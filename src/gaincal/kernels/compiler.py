@@ -9,11 +9,10 @@ do: docs/decisions/0007.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,17 +22,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gaincal.formulas.checks import FRAME
-from gaincal.formulas.formula import Constant, Input, Step
+from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import Type
 from gaincal.formulas.program import Program
-from gaincal.kernels.delivery import Delivery
+from gaincal.kernels.delivery import Delivery, Demands, demands
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
 from gaincal.kernels.shortcut import find_shortcut, rare_words
-from gaincal.kernels.still import kept_conditions, still_names
-from gaincal.kernels.vectors import BIT, INT64, Builder, Value
+from gaincal.kernels.still import kept_names, known, needed, pixelwise, still_names
+from gaincal.kernels.vectors import BIT, INT32, INT64, Builder, Room, Value, storage_type
 
-TILE = 4096
+TILE = 2048
 GROUP = 64
 LANES = 16
 VALUE, FLAGS = "-> value", "-> flags"
@@ -108,11 +107,39 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
 
 @dataclass(frozen=True)
 class _Path:
-    """The types of everything under what is assumed, where the conditions of a tile are kept, and what never holds."""
+    """A way through a group.
 
+    Parameters
+    ----------
+    number : int
+        Its place among the paths.
+    types : dict of str to Type
+        Types of everything under what is assumed.
+    still, asked : list of (str, bool)
+        What must hold for a pixel to have a value: the same in every frame, and to be asked for each word.
+    sound : Room
+        Where `still` is kept for the pixels of a tile.
+    kept : dict of str to Room
+        Where other things that are the same in every frame are kept.
+    never : tuple of str
+        Conditions that do not hold.
+    """
+
+    number: int
     types: dict[str, Type]
-    kept: dict[str, Value]
+    still: Demands
+    asked: Demands
+    sound: Room
+    kept: dict[str, Room]
     never: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where a frame begins, and what is the same for all of its pixels on each path."""
+
+    rows: Rows
+    uniform: list[dict[str, Value]]
 
 
 class _Emitter:
@@ -147,13 +174,26 @@ class _Emitter:
         self.selection = Selection(program, self.dtypes, self.addresses, pixels)
         self.shortcut = find_shortcut(program)
         self.rare = rare_words(program)
-        self.paths = [self._path(dict(program.types))]
+        self.whens = [flag.when for _, flag in program.flags] if layout.flags else []
+        self.quiet = program.voiding and all(flag.voids for _, flag in program.flags)
+        self.paths = [self._path(0, dict(program.types), {})]
         if self.shortcut is not None:
-            self.paths.append(self._path(self.shortcut.types))
+            self.paths.append(self._path(1, self.shortcut.types, self.paths[0].kept))
 
-    def _path(self, types: dict[str, Type]) -> _Path:
-        size = ir.ArrayType(ir.IntType(8), TILE // 8)
-        return _Path(types, {n: cgutils.alloca_once(self.b, size) for n in kept_conditions(self.program, types)})
+    def _path(self, number: int, types: dict[str, Type], kept: dict[str, Room]) -> _Path:
+        still, lowering = still_names(self.program, types), Lowering(self.b, self.program, LANES, types)
+        conditions = demands(self.program, types)
+        asked = [d for d in conditions if d[0] not in still]
+        kept = {name: room for name, room in kept.items() if pixelwise(types[name])}
+        for name in kept_names(self.program, types, [*self._results(asked), *self.whens]):
+            if name not in kept:
+                kept[name] = lowering.room(types[name], TILE)
+        sound = lowering.room(Type("logical"), TILE)
+        return _Path(number, types, [d for d in conditions if d[0] in still], asked, sound, kept)
+
+    def _results(self, asked: Demands) -> list[str]:
+        """What must be known of every pixel of every frame."""
+        return [self.program.value, *(name for name, _ in asked)]
 
     def emit(self) -> None:
         with self._range(self.first, self.last, TILE) as low:
@@ -162,48 +202,63 @@ class _Emitter:
             whole = self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP)))
             for path in self.paths:
                 self._keep(path, low, whole)
-            with self._range(self.begin, self.end, 1) as frame:
-                uniform, rows = self._uniform(frame), self._rows(frame)
-                following = self.b.add(frame, ir.Constant(INT64, 1))
+            with self._range(self.begin, self.end, 1) as number:
+                frame = self._frame(number)
+                following = self.b.add(number, ir.Constant(INT64, 1))
                 last = self.b.icmp_signed("==", following, self.end)
-                ahead = self._rows(self.b.select(last, frame, following))
+                ahead = self._rows(self.b.select(last, number, following))
                 with self._range(low, whole, GROUP) as pixel:
                     self._prefetch(ahead, pixel)
-                    self._group(rows, pixel, low, uniform)
+                    self._group(frame, pixel, low)
                 with self._range(whole, high, 1) as pixel:
-                    self._pixels(Lowering(self.b, self.program, 1), rows, pixel, uniform)
+                    usual, one = self.paths[0], Lowering(self.b, self.program, 1)
+                    self._pixels(one, frame.rows, pixel, frame.uniform[0], usual.still + usual.asked, one.true())
 
     @contextmanager
     def _range(self, start: Value, stop: Value, step: int) -> Any:
         with cgutils.for_range_slice(self.b, start, stop, ir.Constant(INT64, step), intp=INT64) as (index, _):
             yield index
 
-    def _uniform(self, frame: Value) -> dict[str, Value]:
-        """Inputs and steps that are the same for all pixels of a frame, as scalars."""
-        lowering = Lowering(self.b, self.program, 1)
-        values: dict[str, Value] = {}
+    def _frame(self, number: Value) -> _Frame:
+        """What a frame gives before its pixels are looked at."""
+        lowering, given = Lowering(self.b, self.program, 1), {}
         for item in self.program.given:
             kind = self.types[item.name]
-            if not kind.axes and not _pixelwise(kind):
+            if not kind.axes and not pixelwise(kind):
                 dtype = self.dtypes[item.name]
-                address = lowering.offset(self.addresses[item.name], frame, dtype.itemsize)
-                values[item.name] = lowering.given(address, dtype, kind, False)
-        for step in self.program.steps:
-            if not _pixelwise(self.types[step.name]):
-                values[step.name] = self._step(lowering, step, values, None)
-        return values
+                address = lowering.offset(self.addresses[item.name], number, dtype.itemsize)
+                given[item.name] = lowering.given(address, dtype, kind, False)
+        uniform: list[dict[str, Value]] = []
+        for path in self.paths:
+            values = {**given, **(uniform[0] if uniform else {})}
+            lowering = Lowering(self.b, self.program, 1, path.types)
+            for name in [i.name for i in self.program.inputs if i.name not in values]:
+                if not pixelwise(path.types[name]):  # a word, known under the assumption
+                    values[name] = lowering.known(path.types[name])
+            for step in self.program.steps:
+                if not pixelwise(path.types[step.name]) and step.name not in values:
+                    values[step.name] = self._step(lowering, step, values, None)
+            uniform.append(values)
+        return _Frame(self._rows(number), uniform)
 
     def _keep(self, path: _Path, low: Value, whole: Value) -> None:
         """Compute what does not change from frame to frame, for the pixels of a tile."""
-        if not path.kept:
-            return
-        still = still_names(self.program, path.types)
+        new = [name for name in path.kept if path.number == 0 or name not in self.paths[0].kept]
         with self._range(low, whole, LANES) as pixel:
-            lowering = Lowering(self.b, self.program, LANES, path.types)
-            values = self._loaded(lowering, [i for i in self.program.given if i.name in still], {}, pixel)
-            self._steps(lowering, [s for s in self.program.steps if s.name in still], values, pixel)
-            for name, bits in path.kept.items():
-                lowering.store_bits(lowering.splat(values[name]), bits, self.b.sub(pixel, low))
+            lowering, place = Lowering(self.b, self.program, LANES, path.types), self.b.sub(pixel, low)
+            values = {n: lowering.known(k) for n, k in path.types.items() if known(k)}
+            self._compute(lowering, [*new, *(name for name, _ in path.still)], {}, pixel, values)
+            for name in new:
+                lowering.keep(values[name], path.kept[name], place)
+            lowering.keep(self._all(lowering, path.still, values, lowering.true()), path.sound, place)
+
+    @staticmethod
+    def _all(lowering: Lowering, conditions: Demands, values: dict[str, Value], together: Value) -> Value:
+        """Whether all of some conditions are as they must be."""
+        for name, holds in conditions:
+            condition = values[name] if holds else lowering.negation(values[name])
+            together = lowering.b.and_(*lowering.alike(together, condition))
+        return together
 
     def _rows(self, frame: Value) -> Rows:
         """Where the words and the results of a frame begin."""
@@ -221,117 +276,130 @@ class _Emitter:
             if not (written and self.layout.streaming):
                 lowering.prefetch(lowering.offset(rows[name], pixel, size), GROUP * size, written)
 
-    def _group(self, rows: Rows, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
+    def _group(self, frame: _Frame, pixel: Value, low: Value) -> None:
         """A group of pixels: the short way where all of them are as assumed."""
         usual, *short = self.paths
         if not short:
-            self._lanes(usual, rows, pixel, low, uniform)
+            self._lanes(usual, frame, pixel, low)
             return
-        with self.b.if_else(self._elsewhere(rows, pixel, uniform), likely=False) as (mixed, same):
+        with self.b.if_else(self._elsewhere(frame, pixel), likely=False) as (mixed, same):
             with mixed:
-                self._mixed(usual, rows, pixel, low, uniform)
+                self._mixed(usual, frame, pixel, low)
             with same:
-                self._lanes(short[0], rows, pixel, low, uniform)
+                self._lanes(short[0], frame, pixel, low)
 
-    def _mixed(self, usual: _Path, rows: Rows, pixel: Value, low: Value, uniform: dict[str, Value]) -> None:
+    def _mixed(self, usual: _Path, frame: _Frame, pixel: Value, low: Value) -> None:
         """A group of several stages: special words are asked for once, not pixel by pixel."""
         if not self.rare:
-            self._lanes(usual, rows, pixel, low, uniform)
+            self._lanes(usual, frame, pixel, low)
             return
-        with self.b.if_else(self._any_rare(rows, pixel), likely=False) as (special, plain):
+        with self.b.if_else(self._any_rare(frame, pixel), likely=False) as (special, plain):
             with special:
-                self._lanes(usual, rows, pixel, low, uniform)
+                self._lanes(usual, frame, pixel, low)
             with plain:
-                self._lanes(replace(usual, never=tuple(self.rare)), rows, pixel, low, uniform)
+                self._lanes(replace(usual, never=tuple(self.rare)), frame, pixel, low)
 
-    def _any_rare(self, rows: Rows, pixel: Value) -> Value:
-        """Whether any word of a group is one of the special ones."""
-        lowering = Lowering(self.b, self.program, GROUP)
-        words = [i for i in self.program.inputs if i.name in {word for word, _ in self.rare.values()}]
-        values = self._loaded(lowering, words, rows, pixel)
-        found = lowering.constant(lowering.vector(BIT), 0)
-        for word, number in sorted(set(self.rare.values())):
-            value = values[word]
-            if self.types[word].low <= number <= self.types[word].high:
-                found = self.b.or_(found, lowering.compare("==", value, lowering.constant(value.type, number)))
+    def _any_rare(self, frame: _Frame, pixel: Value) -> Value:
+        """Whether any word of a group is one of the special ones, or may be."""
+        lowering, found = Lowering(self.b, self.program, GROUP), None
+        for word in sorted({word for word, _ in self.rare.values()}):
+            numbers = {number for name, number in self.rare.values() if name == word}
+            value = lowering.load(
+                lowering.offset(frame.rows[word], pixel, self.by_row[word]), storage_type(self.dtypes[word]), True
+            )
+            special = lowering.among(value, numbers)
+            found = special if found is None else self.b.or_(found, special)
         return lowering.any(found)
 
-    def _lanes(self, path: _Path, rows: Rows, first: Value, low: Value, uniform: dict[str, Value]) -> None:
+    def _lanes(self, path: _Path, frame: _Frame, first: Value, low: Value) -> None:
         """A group, as many pixels at a time as one register takes: wider conditions cost shuffles."""
         with self._range(ir.Constant(INT64, 0), ir.Constant(INT64, GROUP), LANES) as lane:
             pixel = self.b.add(first, lane)
             lowering = Lowering(self.b, self.program, LANES, path.types)
-            kept = {
-                name: lowering.load_bits(bits, self.b.sub(pixel, low))
-                for p in self.paths
-                for name, bits in p.kept.items()
-                if p.types is path.types or p is self.paths[0]
-            }
-            kept |= dict.fromkeys(path.never, ir.Constant(BIT, 0))
-            self._pixels(lowering, rows, pixel, uniform, kept)
+            place = self.b.sub(pixel, low)
+            kept = {n: lowering.kept(room, place) for n, room in path.kept.items()}
+            values = kept | frame.uniform[path.number] | dict.fromkeys(path.never, ir.Constant(BIT, 0))
+            self._pixels(lowering, frame.rows, pixel, values, path.asked, lowering.kept(path.sound, place))
 
     def _pixels(
-        self,
-        lowering: Lowering,
-        rows: Rows,
-        pixel: Value,
-        uniform: dict[str, Value],
-        kept: Mapping[str, Value] = MappingProxyType({}),
+        self, lowering: Lowering, rows: Rows, pixel: Value, values: dict[str, Value], asked: Demands, sound: Value
     ) -> None:
         """Everything for the pixels from `pixel` on."""
-        values = {**uniform, **self._loaded(lowering, self.program.given, rows, pixel), **kept}
-        steps = [s for s in self.program.steps if _pixelwise(self.types[s.name]) and s.name not in kept]
-        self._steps(lowering, steps, values, pixel)
-        result, flags = Delivery(lowering, self.program).deliver(values)
-        streaming = self.layout.streaming and lowering.width == LANES
+        values = dict(values)
+        self._compute(lowering, self._results(asked), rows, pixel, values)
+        delivery, streaming = Delivery(lowering, self.program), self.layout.streaming and lowering.width == LANES
+        valid = self._all(lowering, asked, values, sound)
+        result, fine, raised = delivery.value(values[self.program.value], valid)
         lowering.store(result, lowering.offset(rows[VALUE], pixel, self.size), streaming)
         if self.layout.flags:
+            flags = self._flags(delivery, rows, pixel, values, fine, raised)
             lowering.store(flags, lowering.offset(rows[FLAGS], pixel, FLAGS_SIZE), streaming)
 
-    def _loaded(
-        self, lowering: Lowering, items: Iterable[Input | Constant], rows: Rows, pixel: Value
-    ) -> dict[str, Value]:
+    def _flags(
+        self,
+        delivery: Delivery,
+        rows: Rows,
+        pixel: Value,
+        values: dict[str, Value],
+        fine: Value,
+        raised: dict[int, Value],
+    ) -> Value:
+        """The flags; where all of them void the value and all pixels have one, none is asked for."""
+        lowering = delivery.lowering
+        none = lowering.constant(lowering.vector(INT32), 0)
+        before, asked = self.b.block, lowering.any(lowering.negation(fine)) if self.quiet else ir.Constant(BIT, 1)
+        with self.b.if_then(asked, likely=not self.quiet):
+            self._compute(lowering, self.whens, rows, pixel, values)
+            some = delivery.flags(values, raised)
+            inside = self.b.block
+        flags = self.b.phi(none.type)
+        flags.add_incoming(none, before)
+        flags.add_incoming(some, inside)
+        return flags
+
+    def _compute(
+        self, lowering: Lowering, names: Iterable[str], rows: Rows, pixel: Value, values: dict[str, Value]
+    ) -> None:
+        """Add some names to the values that there are, and everything that leads there."""
+        steps, wanted = needed(self.program, names, values)
+        values |= self._loaded(lowering, wanted - values.keys(), rows, pixel)
+        for step in steps:
+            values[step.name] = self._step(lowering, step, values, pixel)
+
+    def _loaded(self, lowering: Lowering, names: set[str], rows: Rows, pixel: Value) -> dict[str, Value]:
         """The words and maps of some pixels."""
         values = {}
-        for item in items:
+        for item in self.program.given:
             kind = self.types[item.name]
-            if not kind.axes and _pixelwise(kind):
+            if item.name in names and not kind.axes:
                 dtype = self.dtypes[item.name]
                 begin = rows[item.name] if item.name in self.by_row else self.addresses[item.name]
                 address = lowering.offset(begin, pixel, dtype.itemsize)
                 values[item.name] = lowering.given(address, dtype, kind, True)
         return values
 
-    def _elsewhere(self, rows: Rows, pixel: Value, uniform: dict[str, Value]) -> Value:
+    def _elsewhere(self, frame: _Frame, pixel: Value) -> Value:
         """Whether any pixel of a group lies outside the bounds of the shortcut."""
         assert self.shortcut is not None
-        lowering, name = Lowering(self.b, self.program, GROUP), self.shortcut.name
-        values = uniform | self._loaded(lowering, self.program.given, rows, pixel)
-        names = [s.name for s in self.program.steps]
-        before = self.program.steps[: names.index(name) + 1] if name in names else ()
-        self._steps(lowering, [s for s in before if _pixelwise(self.types[s.name])], values, pixel)
-        value, kind = lowering.splat(values[name]), self.types[name]
-        outside = lowering.constant(lowering.vector(BIT), 0)
-        if self.shortcut.low > kind.low:
-            outside = self.b.or_(
-                outside, lowering.compare("<", value, lowering.constant(value.type, self.shortcut.low))
+        name, low, most = self.shortcut.name, self.shortcut.low, self.shortcut.high - self.shortcut.low
+        if name in self.by_row:
+            lowering = Lowering(self.b, self.program, GROUP)
+            address = lowering.offset(frame.rows[name], pixel, self.by_row[name])
+            words = lowering.load(address, storage_type(self.dtypes[name]), True)
+            return lowering.any_above(self.b.sub(words, lowering.constant(words.type, low)), most)
+        lowering, outside = Lowering(self.b, self.program, LANES), ir.Constant(BIT, 0)
+        for lane in range(0, GROUP, LANES):
+            values = dict(frame.uniform[0])
+            self._compute(lowering, [name], frame.rows, self.b.add(pixel, ir.Constant(INT64, lane)), values)
+            value = lowering.splat(values[name])
+            above = self.b.icmp_unsigned(
+                ">", self.b.sub(value, lowering.constant(value.type, low)), lowering.constant(value.type, most)
             )
-        if self.shortcut.high < kind.high:
-            outside = self.b.or_(
-                outside, lowering.compare(">", value, lowering.constant(value.type, self.shortcut.high))
-            )
+            outside = self.b.or_(*lowering.alike(outside, above))
         return lowering.any(outside)
-
-    def _steps(self, lowering: Lowering, steps: list[Step], values: dict[str, Value], pixel: Value) -> None:
-        for step in steps:
-            values[step.name] = self._step(lowering, step, values, pixel)
 
     def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None) -> Value:
         if step.operation != "select":
             return lowering.step(step, values)
         indices = [lowering.argument(values, a) for a in step.arguments[1:]]
         return self.selection.select(lowering, step.arguments[0], indices, pixel)
-
-
-def _pixelwise(kind: Type) -> bool:
-    return bool(kind.dims - {FRAME})

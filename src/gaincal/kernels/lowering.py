@@ -11,11 +11,12 @@ from operator import eq, ge, gt, le, lt, ne
 
 from llvmlite import ir
 
-from gaincal.formulas.checks import literal_type, literal_value
+from gaincal.formulas.checks import literal_value
 from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import NO_STAGE, Type
 from gaincal.formulas.program import Program
 from gaincal.kernels import series
+from gaincal.kernels.shortcut import compared
 from gaincal.kernels.vectors import BIT, INT32, INT64, MAX_COMPARED, Builder, Value, Vectors, integer_type, known_number
 
 _COMPARISONS = {
@@ -25,14 +26,6 @@ _COMPARISONS = {
     "greater_equal": ">=",
     "equal": "==",
     "not_equal": "!=",
-}
-_OPPOSITE = {
-    "less": "greater_equal",
-    "less_equal": "greater",
-    "greater": "less_equal",
-    "greater_equal": "less",
-    "equal": "not_equal",
-    "not_equal": "equal",
 }
 _HOLDS = {"<": lt, "<=": le, ">": gt, ">=": ge, "==": eq, "!=": ne}
 _ARITHMETIC = {"add": ("fadd", "add"), "subtract": ("fsub", "sub"), "multiply": ("fmul", "mul")}
@@ -70,7 +63,7 @@ class Lowering(Vectors):
         """Lower any step but `select`, which needs the constants' addresses."""
         kind = self.types[step.name]
         if kind.kind == "integer" and kind.low == kind.high:
-            return ir.Constant(integer_type(kind), kind.low)
+            return self.known(kind)
         if step.operation in _SPECIAL:
             return _SPECIAL[step.operation](self, step, values)
         given = [self.argument(values, a) for a in step.arguments]
@@ -81,9 +74,10 @@ class Lowering(Vectors):
     def _lookup(self, step: Step, values: Mapping[str, Value]) -> Value:
         entries, index = self.tables[step.arguments[0]], self.argument(values, step.arguments[1])
         found = self.lookup(entries, index)
-        inside = literal_value(step.arguments[1]) is None and self.types[step.arguments[1]].high < len(entries)
-        if inside:
-            self.looked_up[found] = index, entries[: self.types[step.arguments[1]].high + 1]
+        if literal_value(step.arguments[1]) is None:
+            kind = self.types[step.arguments[1]]
+            if kind.low >= 0 and kind.high < len(entries):
+                self.looked_up[found] = index, entries[: kind.high + 1]
         return found
 
     def lookup(self, entries: tuple[int, ...], index: Value) -> Value:
@@ -141,30 +135,12 @@ class Lowering(Vectors):
         return getattr(self.b, integer)(self.to_integer(a, wide), self.to_integer(b, wide))
 
     def _compare(self, step: Step, values: Mapping[str, Value]) -> Value:
-        settled = self._settled(step.operation, step.arguments)
+        settled = compared(self.types, step.operation, step.arguments)
         if settled is not None:
             return ir.Constant(BIT, int(settled))
         return self.compare(
             _COMPARISONS[step.operation], *self.numbers(*(self.argument(values, a) for a in step.arguments))
         )
-
-    def _settled(self, operation: str, arguments: tuple[str, ...]) -> bool | None:
-        """What a comparison of integers gives whatever the pixel, if their bounds decide it."""
-        literals = [literal_value(n) for n in arguments]
-        a, b = (self.types[n] if v is None else literal_type(v) for n, v in zip(arguments, literals, strict=True))
-        if a.kind != "integer" or b.kind != "integer":
-            return None
-        always = {
-            "less": a.high < b.low,
-            "less_equal": a.high <= b.low,
-            "greater": a.low > b.high,
-            "greater_equal": a.low >= b.high,
-            "equal": a.low == a.high == b.low == b.high,
-            "not_equal": a.high < b.low or a.low > b.high,
-        }
-        if always[operation]:
-            return True
-        return False if always[_OPPOSITE[operation]] else None
 
     def _power(self, step: Step, values: Mapping[str, Value]) -> Value:
         x, n = self.to_real(self.argument(values, step.arguments[0])), int(step.arguments[1])

@@ -78,6 +78,34 @@ def store_byte(_context: Any, _address: Any, _number: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def store_number(_context: Any, _address: Any, _number: Any) -> Any:
+    """Store a 64-bit number at an address."""
+
+    def codegen(context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        address, number = arguments
+        b.store(number, b.inttoptr(address, _INT64.as_pointer()), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+def _loader(bits: int) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def load(_context: Any, _address: Any) -> Any:
+        def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+            kind = ir.IntType(bits)
+            return b.zext(b.load(b.inttoptr(arguments[0], kind.as_pointer()), align=1), _INT64)
+
+        return types.uint64(types.int64), codegen
+
+    return load
+
+
+load_byte, load_word = _loader(8), _loader(16)
+"""The byte, and the 16-bit number, lowest byte first, at an address."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def copy_bytes(_context: Any, _source: Any, _target: Any, _size: Any) -> Any:
     """Copy bytes from one address to another."""
 

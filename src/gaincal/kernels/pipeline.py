@@ -161,7 +161,7 @@ def _stream(
         reasons is None and isinstance(value, np.ndarray) and all(blocks.leaves_cache(value, run.first) for run in runs)
     )
     kernel = blocks.compiled(program, runs[0], reasons is not None, streaming)
-    stream = make_stream(np.dtype(program.dtype).itemsize)
+    stream = make_stream(np.dtype(program.dtype).itemsize, target is None, isinstance(reasons, Tally))
     packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
     shared = {
         "blocks": np.stack([a.blocks for a in packed.values()]) if packed else np.zeros((0, 0, 0, 2), np.int64),
@@ -240,7 +240,6 @@ def _run_task(
         stream(
             kernel,
             lz4_decoder() or 0,
-            compressed,
             task.table,
             task.rows,
             task.packed,
@@ -250,6 +249,7 @@ def _run_task(
             pixels,
             task.tiles,
             empty_aligned((room,), np.uint8),
+            np.empty((2, (BLOCK * size // STEP + 1) if compressed else 0), np.uint64),
             flags,
             shared["always"],
             task.counts,

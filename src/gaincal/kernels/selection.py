@@ -14,13 +14,17 @@ from gaincal.formulas.program import Program
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.vectors import INT64, MAX_COMPARED, Value, known_number, storage_type
 
+BY_BITS = (2, 4)
+"""So many entries of a table are chosen from by the bits of the code: fewer conditions than one for each label."""
+
 
 class Selection:
     """Chooses planes of constants.
 
     An index that is the same for all pixels of a frame (a memory cell) moves the address; one that
     varies by pixel (the gain stage) is compared with the labels, every plane being loaded: a
-    gather costs more.  Only where there are too many planes is each pixel fetched by address.
+    gather costs more.  An index that is looked up with a code of few bits is not compared: each bit
+    chooses.  Only where there are too many planes is each pixel fetched by address.
     """
 
     def __init__(
@@ -71,6 +75,13 @@ class Selection:
         pixel: Value | None,
     ) -> Value:
         """Load every plane that is left to choose from and keep the one whose labels match."""
+        index = choices[0][0][1][0] if len(choices) == 1 else None
+        code, entries = lowering.looked_up.get(index, (None, ()))
+        planes = (
+            {label: lowering.b.add(moved, ir.Constant(INT64, k)) for k, (_, label) in choices[0]} if entries else {}
+        )
+        if len(entries) in BY_BITS and planes.keys() & set(entries):
+            return self._by_bits(lowering, name, [planes.get(entry) for entry in entries], code, pixel)
         chosen = None
         for combination in product(*choices):
             plane = lowering.b.add(moved, ir.Constant(INT64, sum(offset for offset, _ in combination)))
@@ -84,6 +95,23 @@ class Selection:
                 loaded = lowering.b.select(here, loaded, other)
             chosen = loaded
         return chosen
+
+    def _by_bits(
+        self, lowering: Lowering, name: str, planes: list[Value | None], code: Value, pixel: Value | None
+    ) -> Value:
+        """Load the plane that belongs to every code, None where there is none, and choose by each bit of the code."""
+        b = lowering.b
+        loaded = [self._load(lowering, name, plane, pixel) for plane in planes if plane is not None]
+        absent = lowering.constant(loaded[0].type, self._absent(name))
+        rest = iter(loaded)
+        left = [absent if plane is None else next(rest) for plane in planes]
+        bit = 1
+        while len(left) > 1:
+            asked = b.and_(code, lowering.constant(code.type, bit))
+            asked = lowering.compare("!=", asked, lowering.constant(code.type, 0))
+            left = [b.select(*lowering.alike(asked, *pair)) for pair in zip(left[1::2], left[::2], strict=True)]
+            bit *= 2
+        return left[0]
 
     def _load(self, lowering: Lowering, name: str, plane: Value, pixel: Value | None) -> Value:
         dtype, address = self.dtypes[name], self.addresses[name]

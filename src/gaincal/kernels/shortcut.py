@@ -8,12 +8,24 @@ selections vanish.  The rules that type the steps find this by themselves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from gaincal.formulas.checks import FRAME, literal_type, literal_value
 from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import OPERATIONS, Type
 from gaincal.formulas.program import Program
+
+OPPOSITE = {
+    "less": "greater_equal",
+    "less_equal": "greater",
+    "greater": "less_equal",
+    "greater_equal": "less",
+    "equal": "not_equal",
+    "not_equal": "equal",
+}
+MOST_CODES = 16
+"""Bits that can have more values than this do not tell a stage."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +49,45 @@ class Shortcut:
 
 
 def find_shortcut(program: Program) -> Shortcut | None:
-    """The assumption that the first index which varies by pixel chooses its first label."""
+    """The assumption under which the first index that varies by pixel and frame no longer does.
+
+    Best are bounds of a word within which the first label is chosen.  Else within them the index
+    may still depend on the frame (a gain setting) or on the pixel (a map of them): planes are then
+    chosen frame by frame, or once for all frames.  Where no bounds do, the index itself is asked.
+    """
     kinds = dict(program.types)
-    steps = {step.name: step for step in program.steps}
-    stage = _stage(program, kinds, steps)
+    stage = _stage(program, kinds)
     if stage is None:
         return None
     name, label = stage
-    for candidate, low, high in (*_word_bounds(name, label, kinds, steps), (name, label, label)):
+    found = []
+    for candidate, low, high in (*_word_bounds(program, name, kinds), (name, label, label)):
         if low < kinds[candidate].low or high > kinds[candidate].high:
-            continue  # labels and tables may name what no word can give
+            continue  # labels may name what no word can give
         types = _narrowed(program, candidate, low, high)
-        if types[name].low == types[name].high == label:
-            return Shortcut(candidate, low, high, types)
-    return None
+        if not types[name].dims > {FRAME}:
+            found.append(Shortcut(candidate, low, high, types))
+    first = (label, label)
+    return min(found, key=lambda s: (s.name == name, (s.types[name].low, s.types[name].high) != first), default=None)
+
+
+def compared(types: Mapping[str, Type], operation: str, arguments: tuple[str, ...]) -> bool | None:
+    """What a comparison of integers gives whatever the pixel, if their bounds decide it."""
+    literals = [literal_value(n) for n in arguments]
+    a, b = (types[n] if v is None else literal_type(v) for n, v in zip(arguments, literals, strict=True))
+    if a.kind != "integer" or b.kind != "integer":
+        return None
+    always = {
+        "less": a.high < b.low,
+        "less_equal": a.high <= b.low,
+        "greater": a.low > b.high,
+        "greater_equal": a.low >= b.high,
+        "equal": a.low == a.high == b.low == b.high,
+        "not_equal": a.high < b.low or a.low > b.high,
+    }
+    if always[operation]:
+        return True
+    return False if always[OPPOSITE[operation]] else None
 
 
 def rare_words(program: Program) -> dict[str, tuple[str, int]]:
@@ -66,40 +103,49 @@ def rare_words(program: Program) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _stage(program: Program, kinds: dict[str, Type], steps: dict[str, Step]) -> tuple[str, int] | None:
+def _stage(program: Program, kinds: dict[str, Type]) -> tuple[str, int] | None:
+    """The first index that varies by pixel and frame, and the first label on its axis."""
     labels = dict(program.labels)
     for step in program.steps:
         if step.operation != "select":
             continue
         for axis, index in zip(labels[step.arguments[0]], step.arguments[1:], strict=True):
-            if index in steps and kinds[index].dims - {FRAME}:
+            if literal_value(index) is None and kinds[index].dims > {FRAME}:
                 return index, axis[0]
     return None
 
 
-def _word_bounds(name: str, label: int, kinds: dict[str, Type], steps: dict[str, Step]) -> list[tuple[str, int, int]]:
-    """Bounds of a word whose highest bits alone, looked up, give the label.
+def _word_bounds(program: Program, name: str, kinds: dict[str, Type]) -> list[tuple[str, int, int]]:
+    """Bounds of the words that a step comes from, within which the bits that it asks for are known.
 
     A special word at the end of the range is left out: no word within bounds needs to be asked.
     """
-    lookup = steps[name]
-    if lookup.operation != "lookup" or lookup.arguments[1] not in steps:
-        return []
-    bits = steps[lookup.arguments[1]]
-    if bits.operation != "bits" or bits.arguments[0] in steps:
-        return []
-    offset = int(bits.arguments[1])
-    entries = kinds[lookup.arguments[0]].entries
-    word = bits.arguments[0]
-    tested = {v for s in steps.values() if s.operation == "equal" and word in s.arguments for v in _literals(s)}
     found = []
-    for code in (code for code, e in enumerate(entries) if e == label):
-        low, high = code << offset, ((code + 1) << offset) - 1
-        while low in tested and low < high:
-            low += 1
-        while high in tested and low < high:
-            high -= 1
-        found.append((word, low, high))
+    for word, offset, codes in _asked_words(program, name, kinds):
+        tested = {v for s in program.steps if s.operation == "equal" and word in s.arguments for v in _literals(s)}
+        for code in range(codes if codes <= MOST_CODES else 0):
+            low, high = code << offset, ((code + 1) << offset) - 1
+            while low in tested and low < high:
+                low += 1
+            while high in tested and low < high:
+                high -= 1
+            found.append((word, low, high))
+    return found
+
+
+def _asked_words(program: Program, name: str, kinds: dict[str, Type]) -> list[tuple[str, int, int]]:
+    """Words that a step comes from: the lowest bit asked for, and how many values the bits from there on can have."""
+    words = {i.name for i in program.inputs if i.dtype and kinds[i.name].dims > {FRAME}}
+    wanted, found = {name}, []
+    for step in reversed(program.steps):
+        if step.name not in wanted:
+            continue
+        wanted |= set(step.arguments)
+        if step.operation == "bits" and step.arguments[0] in words:
+            offset = int(step.arguments[1])
+            found.append((step.arguments[0], offset, (kinds[step.arguments[0]].high >> offset) + 1))
+        elif step.operation == "lookup" and step.arguments[1] in words:
+            found.append((step.arguments[1], 0, len(kinds[step.arguments[0]].entries)))
     return found
 
 
@@ -108,9 +154,9 @@ def _literals(step: Step) -> set[int | float]:
 
 
 def _narrowed(program: Program, name: str, low: int, high: int) -> dict[str, Type]:
-    """Type everything again with one value between narrower bounds."""
+    """Type everything again with one value between narrower bounds; what is a known number varies no more."""
     types = dict(program.types)
-    types[name] = replace(types[name], low=low, high=high)
+    types[name] = _settled(replace(types[name], low=low, high=high))
     for step in program.steps:
         if step.name == name:
             continue
@@ -118,5 +164,10 @@ def _narrowed(program: Program, name: str, low: int, high: int) -> dict[str, Typ
         for argument in step.arguments:
             value = literal_value(argument)
             kinds.append(types[argument] if value is None else literal_type(value))
-        types[step.name] = OPERATIONS[step.operation].result(tuple(kinds))
+        types[step.name] = _settled(OPERATIONS[step.operation].result(tuple(kinds)))
     return types
+
+
+def _settled(kind: Type) -> Type:
+    known = kind.kind == "integer" and kind.low == kind.high and not kind.axes
+    return replace(kind, dims=frozenset()) if known else kind

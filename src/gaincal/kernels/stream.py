@@ -21,12 +21,14 @@ from gaincal.kernels.machine import (
     call_lz4,
     gather_words,
     load_big_endian,
+    load_byte,
+    load_word,
     spread_elements,
     store_big_endian,
     store_byte,
+    store_number,
 )
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
-from gaincal.kernels.squeeze import squeeze
 
 GROUP = 16
 """Frames that are taken together, tile by tile: with their flags they still fit the second cache."""
@@ -35,26 +37,6 @@ PLANES_BYTES = BLOCK * 8 + WIDTH
 """Room for the bit planes of a block, of words or of values, and for reading a little behind them."""
 BITS = 32
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-
-
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def fletcher32(data: Array) -> Any:
-    """As `gaincal.kernels.checksum.fletcher32`."""
-    even = data.size // 2
-    words = data[: 2 * even].view(np.uint16)
-    first, second = np.uint64(0), np.uint64(0)
-    for begin in range(0, even, BLOCK):
-        count = min(BLOCK, even - begin)
-        total, weighted = np.uint64(0), np.uint64(0)
-        for k in range(count):
-            total += np.uint64(words[begin + k])
-            weighted += np.uint64(words[begin + k]) * np.uint64(count - k)
-        second = _rest(second + np.uint64(count) * first + weighted)
-        first = _rest(first + total)
-    if data.size % 2:
-        first = _rest(first + np.uint64(data[data.size - 1]))
-        second = _rest(second + first)
-    return np.int64(_exchanged(second) << np.uint64(16) | _exchanged(first))
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -69,35 +51,72 @@ def _exchanged(rest: Any) -> Any:
     return (rest & np.uint64(0xFF)) << np.uint64(8) | rest >> np.uint64(8)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+@njit("int64(int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
+def _fletcher32(start: int, size: int) -> Any:
+    first, second = np.uint64(0), np.uint64(0)
+    even = size // 2
+    for begin in range(0, even, BLOCK):
+        count = even - begin if even - begin < BLOCK else BLOCK
+        total, weighted = np.uint64(0), np.uint64(0)
+        for k in range(count):
+            word = load_word(start + 2 * (begin + k))
+            total += word
+            weighted += word * np.uint64(count - k)
+        second = _rest(second + np.uint64(count) * first + weighted)
+        first = _rest(first + total)
+    if size % 2:
+        first = _rest(first + load_byte(start + size - 1))
+        second = _rest(second + first)
+    return np.int64(_exchanged(second) << np.uint64(16) | _exchanged(first))
+
+
+def fletcher32(data: Array) -> int:
+    """As `gaincal.kernels.checksum.fletcher32`."""
+    return int(_fletcher32(data.ctypes.data, data.size))
+
+
 def index_chunk(stored: Array, checksummed: bool, elements: int, blocks: Array) -> bool:
     """Note where the compressed blocks of a chunk lie; False if it is not just as it must be.
 
     The same rules as `gaincal.kernels.codecs.decode_chunk`, which can say what is wrong; chunks of
     other block sizes are left to it, too.
+
+    Parameters
+    ----------
+    stored : ndarray of uint8
+        The chunk as it lies in the file.
+    checksummed : bool
+        Whether its checksum is behind it.
+    elements : int
+        Words of the chunk.
+    blocks : ndarray (block, 2) of int64
+        Receives address and length of every block.
     """
-    size = stored.size - CHECKSUM_BYTES if checksummed else stored.size
+    size = stored.size
+    if checksummed:
+        size -= CHECKSUM_BYTES
+        if size <= 0 or int.from_bytes(stored[size:].tobytes(), "little") != fletcher32(stored[:size]):
+            return False
+    return bool(_index(stored.ctypes.data, size, elements, blocks.ctypes.data, len(blocks)))
+
+
+@njit("boolean(int64, int64, int64, int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
+def _index(start: int, size: int, elements: int, blocks: int, count: int) -> bool:
     if size < HEADER_BYTES:
         return False
-    if checksummed:
-        found = np.int64(0)
-        for k in range(CHECKSUM_BYTES):
-            found |= np.int64(stored[size + k]) << (8 * k)
-        if found != fletcher32(stored[:size]):
-            return False
-    start = stored.ctypes.data
     declared = load_big_endian(start) << 32 | load_big_endian(start + 4)
     if declared != elements * WORD_BYTES or load_big_endian(start + 8) != BLOCK * WORD_BYTES:
         return False
     position = HEADER_BYTES
-    for block in range(blocks.shape[0]):
+    for block in range(count):
         if position + LENGTH_BYTES > size:
             return False
         length = load_big_endian(start + position)
         position += LENGTH_BYTES + length
         if length == 0 or position > size:
             return False
-        blocks[block, 0], blocks[block, 1] = start + position - length, length
+        store_number(blocks + 16 * block, start + position - length)
+        store_number(blocks + 16 * block + 8, length)
     return position == size
 
 
@@ -175,19 +194,45 @@ def _blank_missing(
                 _blank(value, fill, pixel, pixel + 1, flags)
 
 
-@lru_cache(maxsize=8)
-def make_stream(size: int) -> Any:
-    """Make the loop over the tiles for values of `size` bytes.
+def _make_pack(size: int) -> Any:
+    """Make what compresses a tile of values of `size` bytes; it returns the bytes of it."""
+    from gaincal.kernels.squeeze import squeeze
+
+    spread = spread_elements(size)
+
+    @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+    def pack_tile(values: int, count: int, planes: int, target: int, runs: Array) -> Any:
+        for pixel in range(0, count, WIDTH):
+            spread(values + pixel * size, planes + pixel // 8, count // 8)
+        length = squeeze(planes, count * size, target + LENGTH_BYTES, runs[0], runs[1])
+        store_big_endian(target, length)
+        return LENGTH_BYTES + length
+
+    return pack_tile
+
+
+@lru_cache(maxsize=16)
+def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
+    """Make the loop over the tiles.
+
+    Parameters
+    ----------
+    size : int
+        Bytes of a value.
+    pack : bool
+        Whether values are compressed.
+    count_flags : bool
+        Whether reasons are counted.
 
     Returns
     -------
     stream : callable
-        ``stream(kernel, unpack, pack, table, rows, packed, blocks, absent, fill, pixels, tiles, scratch, flags,
+        ``stream(kernel, unpack, table, rows, packed, blocks, absent, fill, pixels, tiles, scratch, runs, flags,
         always, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
         frame and tile that cannot be decoded, as ``(input * frames + frame) * tiles + tile``.
 
-        ``kernel``, ``unpack``, ``pack``
-            Addresses of the kernel and of LZ4's decoder; whether values are compressed.
+        ``kernel``, ``unpack``
+            Addresses of the kernel and of LZ4's decoder.
         ``table``, ``rows``
             The addresses that the kernel takes, of which those by frame point into ``rows`` (item,
             frame), the last two of them the value and the flags.
@@ -195,30 +240,23 @@ def make_stream(size: int) -> Any:
             Which rows are decoded from ``blocks`` (input, frame, tile, 2).
         ``absent``
             (frame, pixel): further words that are missing; or of no frames.
-        ``tiles``, ``scratch``
-            First and last tile; bytes for bit planes, words, and values if those are compressed.
+        ``tiles``
+            First and last tile.
+        ``scratch``, ``runs``
+            Bytes for bit planes, words, and values if those are compressed; what `squeeze` needs (2, ...).
         ``flags``
-            (GROUP, BLOCK): where reasons are counted; or of no frames.
+            (GROUP, BLOCK): where reasons are counted.
         ``always``, ``counts``, ``lacking``
             (pixel,), (32,), (frame,): what is counted.
         ``pieces``, ``lengths``
             (frame, bytes), (frame,): compressed values.
     """
-    spread = spread_elements(size)
-
-    @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-    def pack_tile(values: int, count: int, planes: int, target: int, equal: Array, starts: Array) -> Any:
-        for pixel in range(0, count, WIDTH):
-            spread(values + pixel * size, planes + pixel // 8, count // 8)
-        length = squeeze(planes, count * size, target + LENGTH_BYTES, equal, starts)
-        store_big_endian(target, length)
-        return LENGTH_BYTES + length
+    pack_tile: Any = _make_pack(size) if pack else None
 
     @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
     def stream(
         kernel: int,
         unpack: int,
-        pack: bool,
         table: Array,
         rows: Array,
         packed: Array,
@@ -228,6 +266,7 @@ def make_stream(size: int) -> Any:
         pixels: int,
         tiles: tuple[int, int],
         scratch: Array,
+        runs: Array,
         flags: Array,
         always: Array,
         counts: Array,
@@ -238,7 +277,6 @@ def make_stream(size: int) -> Any:
         frames, value_row, flags_row = rows.shape[1], rows.shape[0] - 2, rows.shape[0] - 1
         planes = scratch.ctypes.data
         words = planes + PLANES_BYTES
-        equal, starts = np.empty((2, BLOCK * size // WIDTH + 1), np.uint64)
         values = words + packed.size * GROUP * BLOCK * WORD_BYTES
         for tile in range(tiles[0], tiles[1]):
             first = tile * BLOCK
@@ -254,18 +292,18 @@ def make_stream(size: int) -> Any:
                     place = (frame - begin) * BLOCK - first
                     if pack:
                         rows[value_row, frame] = values + place * size
-                    if flags.shape[0]:
+                    if count_flags:
                         rows[flags_row, frame] = flags.ctypes.data + place * FLAG_BYTES
                 call_kernel(kernel, table.ctypes.data, begin, end, pixels, first, first + count)
                 for frame in range(begin, end):
                     value, reasons = rows[value_row, frame], rows[flags_row, frame]
                     _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons)
-                    if flags.shape[0]:
+                    if count_flags:
                         part = always[first : first + count]
                         lacking[frame] += _tally(flags[frame - begin], count, part, counts)
                     if pack:
                         target = pieces[frame].ctypes.data + lengths[frame]
-                        lengths[frame] += pack_tile(value + first * size, count, planes, target, equal, starts)
+                        lengths[frame] += pack_tile(value + first * size, count, planes, target, runs)
         return -1
 
     return stream

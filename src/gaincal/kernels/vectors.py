@@ -7,6 +7,7 @@ contracts.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 Value = Any  # llvmlite's types differ from version to version
 Builder = Any
 CACHE_LINE = 64
+REGISTER_BITS = 512
+MANY_BITS = 8
+"""Words that have as many low bits in common with a special one are rare enough to be taken for one."""
 MAX_COMPARED = 16
 """Up to this many entries are chosen by comparing; beyond, each pixel's value is fetched by address."""
 
@@ -50,6 +54,19 @@ def known_number(index: Value) -> int | None:
         return None
     constant = index.constant[0].constant if isinstance(index.type, ir.VectorType) else index.constant
     return int(constant)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where a value of every pixel of a tile is kept: numbers of a type, or conditions, eight to a byte."""
+
+    start: Value
+    element: Value
+
+    @property
+    def conditions(self) -> bool:
+        """Whether bits are kept: no number is as narrow as a byte."""
+        return bool(self.element == ir.IntType(8))
 
 
 class Vectors:
@@ -86,6 +103,15 @@ class Vectors:
             with np.errstate(over="ignore"):  # a number beyond float32 is infinite there
                 return ir.Constant(element, float(np.float32(number)))
         return ir.Constant(element, float(number) if element == DOUBLE else int(number))
+
+    def true(self) -> Value:
+        """A condition that holds for every pixel."""
+        return self.constant(self.vector(BIT), 1)
+
+    @staticmethod
+    def known(kind: Type) -> Value:
+        """An integer that is the same number whatever the pixel."""
+        return ir.Constant(integer_type(kind), kind.low)
 
     @staticmethod
     def element(value: Value) -> Value:
@@ -179,19 +205,35 @@ class Vectors:
             where = self.b.inttoptr(self.b.add(address, ir.Constant(INT64, line)), pointer)
             self.b.call(fetch, [where, ir.Constant(INT32, int(write)), keep, data])
 
-    def store_bits(self, condition: Value, bits: Value, pixel: Value) -> None:
-        """Keep a condition, one bit a pixel, in an array that begins with pixel 0."""
-        whole = self.b.bitcast(condition, ir.IntType(self.width))
-        self.b.store(whole, self._of_bits(bits, pixel), align=1)
+    def room(self, kind: Type, pixels: int) -> Room:
+        """A place on the stack for a value of some pixels."""
+        if kind.kind == "logical":
+            element, count = ir.IntType(8), pixels // 8
+        else:
+            element, count = self.real if kind.kind == "real" else integer_type(kind), pixels
+        with self.b.goto_entry_block():
+            place = self.b.alloca(ir.ArrayType(element, count))
+        place.align = CACHE_LINE
+        return Room(self.b.ptrtoint(place, INT64), element)
 
-    def load_bits(self, bits: Value, pixel: Value) -> Value:
-        """A condition that was kept for the pixels from `pixel` on."""
-        return self.b.bitcast(self.b.load(self._of_bits(bits, pixel), align=1), self.vector(BIT))
+    def keep(self, value: Value, room: Room, pixel: Value) -> None:
+        """Keep a value, spread over the pixels from `pixel` on."""
+        value = self.splat(value)
+        if self.element(value) == BIT:
+            value = self.b.bitcast(value, ir.IntType(self.width))
+        elif not self.is_real(value):
+            value = self.to_integer(value, room.element)
+        self.b.store(value, self._kept_at(room, pixel, value.type), align=_bytes(room.element))
 
-    def _of_bits(self, bits: Value, pixel: Value) -> Value:
-        start = self.b.ptrtoint(bits, INT64)
-        place = self.b.lshr(pixel, ir.Constant(INT64, 3))
-        return self.b.inttoptr(self.b.add(start, place), ir.IntType(self.width).as_pointer())
+    def kept(self, room: Room, pixel: Value) -> Value:
+        """A value that was kept for the pixels from `pixel` on."""
+        stored = ir.IntType(self.width) if room.conditions else self.vector(room.element)
+        value = self.b.load(self._kept_at(room, pixel, stored), align=_bytes(room.element))
+        return self.b.bitcast(value, self.vector(BIT)) if room.conditions else value
+
+    def _kept_at(self, room: Room, pixel: Value, stored: Value) -> Value:
+        place = self.b.lshr(pixel, ir.Constant(INT64, 3)) if room.conditions else pixel
+        return self.b.inttoptr(self.offset(room.start, place, _bytes(room.element)), stored.as_pointer())
 
     def given(self, address: Value, dtype: np.dtype[Any], kind: Type, vector: bool) -> Value:
         """Load an input or constant and convert it to the type it is computed in."""
@@ -244,9 +286,41 @@ class Vectors:
 
     def any(self, condition: Value) -> Value:
         """Whether a condition holds for any pixel of a vector."""
+        if not isinstance(condition.type, ir.VectorType):
+            return condition
         signature = ir.FunctionType(BIT, [condition.type])
-        name = f"llvm.vector.reduce.or.v{self.width}i1"
+        name = f"llvm.vector.reduce.or.v{condition.type.count}i1"
         return self.b.call(cgutils.get_or_insert_function(self.b.module, signature, name), [condition])
+
+    def any_above(self, value: Value, most: int) -> Value:
+        """Whether any pixel's value, as unsigned, exceeds a number: registers are joined before one comparison."""
+        while value.type.count * value.type.element.width > REGISTER_BITS:
+            half = value.type.count // 2
+            low, high = (
+                self.b.shuffle_vector(value, value, ir.Constant(ir.VectorType(INT32, half), list(range(k, k + half))))
+                for k in (0, half)
+            )
+            value = self.b.select(self.b.icmp_unsigned(">", low, high), low, high)
+        return self.any(self.b.icmp_unsigned(">", value, self.constant(value.type, most)))
+
+    def among(self, words: Value, numbers: set[int]) -> Value:
+        """Whether words may be among some numbers.
+
+        Numbers whose low bits are all 0 or all 1 are recognised by these, at once.
+        """
+        width = words.type.element.width
+        alike = [n for n in range(2, width + 1) if all((k + 1) % (1 << n) < 2 for k in numbers)]
+        if alike and alike[-1] >= MANY_BITS:
+            mask = (1 << alike[-1]) - 2
+            following = self.b.add(words, self.constant(words.type, 1))
+            return self.compare(
+                "==", self.b.and_(following, self.constant(words.type, mask)), self.constant(words.type, 0)
+            )
+        found = self.constant(self.shaped(words, BIT), 0)
+        for number in sorted(numbers):
+            if number < 1 << width:
+                found = self.b.or_(found, self.compare("==", words, self.constant(words.type, number)))
+        return found
 
     def is_nan(self, a: Value) -> Value:
         """Whether a real is a NaN."""
