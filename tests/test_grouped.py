@@ -17,6 +17,7 @@ from gaincal.formulas.formula import Formula
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels import blocks, reference
 from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.rows import Rows
 
 Array = npt.NDArray[Any]
 FRAMES, MODULES, Y, X = 7, 3, 8, 20
@@ -186,8 +187,8 @@ def test_runs_that_begin_between_cache_lines_do_not_bypass_the_cache(monkeypatch
     arrays = calibration.block(program, modules, slice(0, FRAMES), window)
     monkeypatch.setattr(blocks, "STREAMED_BYTES", 0)
     value = empty_aligned((FRAMES, 144), np.float32)
-    assert blocks.leaves_cache(value, 0)
-    assert not blocks.leaves_cache(value, 72)
+    assert blocks.leaves_cache(Rows.of(value), 0)
+    assert not blocks.leaves_cache(Rows.of(value), 72)
     blocks.evaluate(program, arrays, value)
     wanted, _ = reference.evaluate(program, arrays)
     assert value.tobytes() == np.ascontiguousarray(wanted).tobytes()

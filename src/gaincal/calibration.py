@@ -15,11 +15,14 @@ from gaincal.errors import BindError
 from gaincal.formulas.checks import FRAME, WORD_DTYPES, is_words
 from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.formulas.program import Labels, Program, needs, program_for_output, program_for_step, testable_flags
+from gaincal.kernels.blocks import Still
 from gaincal.kernels.memory import aligned
 from gaincal.kernels.packed import Packed
 
 Array = npt.NDArray[Any]
 MAX_LABEL = 65_535
+MAX_WINDOWS = 16
+"""Windows whose conditions on maps alone are remembered."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Calibration:
     defaulted: frozenset[str] = frozenset()
     large: Mapping[str, LargeConstant] = field(default_factory=dict)
     counted: frozenset[str] | None = None
+    _still: dict[object, Still] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def given(self) -> frozenset[str]:
@@ -161,6 +165,13 @@ class Calibration:
             elif item.name not in self.large:
                 arrays[item.name] = self._part(program, item, frames, count, window)
         return arrays
+
+    def still(self, program: Program, window: tuple[slice, ...] = ()) -> Still:
+        """What is known of the maps of a window, whatever the frame; it grows while blocks are computed."""
+        key = (program, tuple((s.start, s.stop) for s in window))
+        if len(self._still) >= MAX_WINDOWS and key not in self._still:
+            self._still.clear()
+        return self._still.setdefault(key, Still())
 
     def _part(
         self, program: Program, item: Input | Constant, frames: slice, count: int, window: tuple[slice, ...]

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.formulas.program import Labels
-from gaincal.kernels.memory import aligned, empty_aligned
+from gaincal.kernels.memory import empty_aligned
 
 Array = npt.NDArray[Any]
 SLAB_DIMS = 2
 CACHE_BYTES = 512 << 20
+Fixed = tuple[tuple[int, int], ...]
+"""Numbers of axes, and a label along each."""
 
 
 class Slabs(Protocol):
@@ -84,28 +86,33 @@ class LargeConstant:
         -------
         ndarray (other axes ..., pixel)
         """
-        lengths = tuple(len(axis) for k, axis in enumerate(self.labels) if k not in fixed)
-        rows, columns = (len(range(*s.indices(n))) for s, n in zip(window, self.values.shape[-SLAB_DIMS:], strict=True))
-        found = empty_aligned((*lengths, rows * columns), self.compute)
-        chosen = [
-            [self._places[k].get(fixed[k])] if k in fixed else list(range(len(axis)))
-            for k, axis in enumerate(self.labels)
-        ]
-        planes = found.reshape(-1, rows, columns)
-        for plane, place in zip(planes, product(*chosen), strict=True):
-            if None in place:
-                plane[...] = np.nan
-            else:
-                plane[...] = _CACHE.slab(self, (*(p for p in place if p is not None), *leading))[window]
+        lengths = [len(axis) for k, axis in enumerate(self.labels) if k not in fixed]
+        if any(label not in self._places[k] for k, label in fixed.items()):
+            rows, columns = (
+                len(range(*s.indices(n))) for s, n in zip(window, self.values.shape[-SLAB_DIMS:], strict=True)
+            )
+            return np.full((*lengths, rows * columns), np.nan, self.compute)
+        planes = _CACHE.planes(self, tuple(fixed.items()), leading)[(slice(None), *window)]
+        return np.ascontiguousarray(planes).reshape(*lengths, -1)
+
+    def load(self, fixed: Fixed, leading: tuple[int, ...]) -> Array:
+        """Read the slabs of some labels, one behind the other, into the type in which they are computed."""
+        known = dict(fixed)
+        chosen = [[p[known[k]]] if k in known else range(len(p)) for k, p in enumerate(self._places)]
+        places = list(product(*chosen))
+        found = empty_aligned((len(places), *self.values.shape[-SLAB_DIMS:]), self.compute)
+        with np.errstate(over="ignore"):
+            for plane, place in zip(found, places, strict=True):
+                plane[...] = self.values.slab((*place, *leading))
         return found
 
 
 class _SlabCache:
-    """The slabs that were used last, of all constants of the process."""
+    """The slabs that were used last, of all constants of the process; those of one label lie together."""
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
-        self._slabs: OrderedDict[tuple[int, tuple[int, ...]], tuple[LargeConstant, Array]] = OrderedDict()
+        self._slabs: OrderedDict[tuple[int, Fixed, tuple[int, ...]], tuple[LargeConstant, Array]] = OrderedDict()
         self._lock = threading.Lock()
 
     def forget(self) -> None:
@@ -113,14 +120,13 @@ class _SlabCache:
         self._slabs.clear()
         self.held, self._lock = 0, threading.Lock()
 
-    def slab(self, constant: LargeConstant, place: tuple[int, ...]) -> Array:
-        key = (id(constant), place)
+    def planes(self, constant: LargeConstant, fixed: Fixed, leading: tuple[int, ...]) -> Array:
+        key = (id(constant), fixed, leading)
         with self._lock:
             if key in self._slabs:
                 self._slabs.move_to_end(key)
                 return self._slabs[key][1]
-        with np.errstate(over="ignore"):
-            values = aligned(constant.values.slab(place), constant.compute)
+        values = constant.load(fixed, leading)
         with self._lock:
             if key not in self._slabs:
                 self._slabs[key] = (constant, values)  # with its owner, whose id is the key

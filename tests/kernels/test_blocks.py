@@ -14,6 +14,7 @@ from helpers import SPECIALS, Array, assert_same_bits, bits, compiled, declare, 
 from gaincal.formulas.program import Program
 from gaincal.kernels import blocks, threads
 from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.rows import Rows
 
 TABLES = {"t": [0, 1, -1, 2]}
 
@@ -197,7 +198,7 @@ def test_a_constant_lacking_a_plane_is_refused(name: str) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(value: Array) -> None:
-    with pytest.raises(ValueError, match=r"result must be|is uint|is float|unpack"):
+    with pytest.raises(ValueError, match=r"result must be|must follow|is uint|is float|unpack"):
         blocks.evaluate(staged(), arrays_for(4, 30), value)
 
 
@@ -232,8 +233,8 @@ def test_many_threads_at_once_give_the_same_bits() -> None:
     program = staged()
 
     def work(case: tuple[dict[str, Array], tuple[int, int]]) -> None:
-        for threads in (1, 2, 4):
-            assert_same_bits(program, *case, threads)
+        for most in (1, 2, 4):
+            assert_same_bits(program, *case, most)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, cases))
@@ -273,13 +274,19 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
 def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
 
-    def kernel(addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
-        if first == 0:
-            raise KeyboardInterrupt
-        time.sleep(0.2)
-        ended.append(first)
+    class Interrupted:
+        address, conditions, flags = 0, 0, False
 
-    monkeypatch.setattr(blocks, "compiled", lambda *_: kernel)
+        def prepare(self, addresses: int, pixels: int, first: int, last: int) -> None:
+            pass
+
+        def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
+            if first == 0:
+                raise KeyboardInterrupt
+            time.sleep(0.2)
+            ended.append(first)
+
+    monkeypatch.setattr(blocks, "compiled", lambda *_: Interrupted())
     with pytest.raises(KeyboardInterrupt):
         blocks.evaluate(staged(), arrays_for(2, 21), np.empty((2, 21), np.float32), None, 4)
     count = len(ended)
@@ -313,7 +320,7 @@ def test_results_that_bypass_the_cache_have_the_same_bits(
     for least in (1 << 40, 0):
         monkeypatch.setattr(blocks, "STREAMED_BYTES", least)
         value, flags = empty_aligned((5, pixels), np.float32), empty_aligned((5, pixels), np.uint32)
-        assert blocks.leaves_cache(value, 0) is (least == 0)
+        assert blocks.leaves_cache(Rows.of(value), 0) is (least == 0)
         blocks.evaluate(staged(), arrays, value, flags, threads)
         found.append((value.tobytes(), flags.tobytes()))
     assert found[0] == found[1]
@@ -329,5 +336,5 @@ def test_results_that_bypass_the_cache_have_the_same_bits(
 )
 def test_results_that_begin_elsewhere_do_not_bypass_the_cache(result: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "STREAMED_BYTES", 0)
-    assert not blocks.leaves_cache(result, 0)
-    assert not blocks.leaves_cache(empty_aligned((5, 320), np.float32), 8)
+    assert not blocks.leaves_cache(Rows.of(result), 0)
+    assert not blocks.leaves_cache(Rows.of(empty_aligned((5, 320), np.float32)), 8)

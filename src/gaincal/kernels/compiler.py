@@ -9,7 +9,7 @@ do: docs/decisions/0007.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,7 +30,7 @@ from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
 from gaincal.kernels.shortcut import find_shortcut, rare_words
 from gaincal.kernels.still import kept_names, known, needed, pixelwise, still_names
-from gaincal.kernels.vectors import BIT, INT32, INT64, Builder, Room, Value, storage_type
+from gaincal.kernels.vectors import BIT, INT8, INT32, INT64, Builder, Room, Value, storage_type
 
 TILE = 2048
 GROUP = 64
@@ -38,21 +38,36 @@ LANES = 16
 VALUE, FLAGS = "-> value", "-> flags"
 FLAGS_SIZE = 4
 ADDRESS_SIZE = 8
+_SIGNATURE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
 Rows = dict[str, Value]
 """Where a frame begins, for everything that has a value for each of its pixels."""
 
 
 class Kernel:
-    """A compiled program, callable from Python and, by its address, from compiled code."""
+    """A compiled program, callable from Python and, by its address, from compiled code.
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled  # owns the code
-        self.address = int(compiled.address)
-        self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(self.address)
+    Attributes
+    ----------
+    conditions : int
+        How many conditions on maps alone it wants to know of every pixel, beforehand.
+    flags : bool
+        Whether it stores flags.
+    address : int
+        Of the compiled function.
+    """
+
+    def __init__(self, compute: Any, prepare: Any, conditions: int, flags: bool) -> None:
+        self._owners = compute, prepare
+        self.conditions, self.flags, self.address = conditions, flags, int(compute.address)
+        self._compute, self._prepare = (_SIGNATURE(int(f.address)) for f in self._owners)
 
     def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
         """Compute, without the interpreter's lock; see `compile_program`."""
-        self._call(addresses, begin, end, pixels, first, last)
+        self._compute(addresses, begin, end, pixels, first, last)
+
+    def prepare(self, addresses: int, pixels: int, first: int, last: int) -> None:
+        """Compute the conditions of some pixels, which no frame changes."""
+        self._prepare(addresses, 0, 0, pixels, first, last)
 
 
 @dataclass(frozen=True)
@@ -81,28 +96,41 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
     Returns
     -------
     kernel : callable (addresses, begin, end, pixels, first, last) -> None
-        ``addresses`` points to int64 addresses: the arrays of the layout, then the output, then
-        the flags.  Words, output and flags are each given as an array of addresses, one for the
-        first pixel of every frame; per-frame inputs (frames,) and maps (planes, pixels) are
-        contiguous.  Pixels ``first`` to ``last`` of frames ``begin`` to ``end`` are computed.
+        ``addresses`` points to int64 numbers: the addresses of the arrays of the layout, of the
+        output and the flags, the pixel with which conditions begin, and the addresses of these, a
+        bit a pixel, which `Kernel.prepare` computes.
+        Words, constants that are another for each frame, output and flags are each given as an
+        array of addresses, one for the first pixel of every frame; per-frame inputs (frames,) and
+        maps (planes, pixels) are contiguous.
+        Pixels ``first`` to ``last`` of frames ``begin`` to ``end`` are computed.
         Runs without the interpreter's lock and checks nothing: see `gaincal.kernels.blocks`.
-        Its attribute ``address`` is where compiled code finds it.
     """
+    conditions: list[int] = []
+
+    def emit(emitter: _Emitter) -> None:
+        conditions.append(len(emitter.bits))
+        emitter.emit()
+
+    compute, prepare = _function(program, layout, emit), _function(program, layout, _Emitter.emit_conditions)
+    return Kernel(compute, prepare, conditions[0], layout.flags)
+
+
+def _function(program: Program, layout: Layout, emit: Callable[[_Emitter], None]) -> Any:
+    """Compile what an emitter emits to a C function, for Python without the interpreter's lock, and for other code."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def body(_context: Any, _addresses: Any, _begin: Any, _end: Any, _pixels: Any, _first: Any, _last: Any) -> Any:
         def codegen(context: Any, builder: Builder, _signature: Any, arguments: tuple[Value, ...]) -> Value:
-            _Emitter(builder, program, layout, *arguments).emit()
+            emit(_Emitter(builder, program, layout, *arguments))
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), codegen
 
-    # A C function: callable from Python without the interpreter's lock, and from other compiled code.
     @cfunc(types.void(*[types.int64] * 6), error_model="numpy")  # type: ignore[untyped-decorator]
-    def kernel(addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
+    def function(addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
         body(addresses, begin, end, pixels, first, last)
 
-    return Kernel(kernel)
+    return function
 
 
 @dataclass(frozen=True)
@@ -118,9 +146,9 @@ class _Path:
     still, asked : list of (str, bool)
         What must hold for a pixel to have a value: the same in every frame, and to be asked for each word.
     sound : Room
-        Where `still` is kept for the pixels of a tile.
+        Where `still` is given.
     kept : dict of str to Room
-        Where other things that are the same in every frame are kept.
+        Where other things are that are the same in every frame: conditions are given, numbers kept by tile.
     never : tuple of str
         Conditions that do not hold.
     """
@@ -163,15 +191,13 @@ class _Emitter:
         self.dtypes = {name: np.dtype(dtype) for name, dtype in layout.arrays}
         self.size = np.dtype(program.dtype).itemsize
         names = [*(name for name, _ in layout.arrays), VALUE, *([FLAGS] if layout.flags else [])]
-        table = builder.inttoptr(addresses, INT64.as_pointer())
-        self.addresses = {
-            name: builder.load(builder.gep(table, [ir.Constant(INT64, k)])) for k, name in enumerate(names)
-        }
+        self.table, self.bits = addresses, list[Room]()
+        self.addresses = {name: self._entry(k) for k, name in enumerate(names)}
+        self.origin, self.entries = self._entry(len(names)), len(names) + 1
         by_frame = [i.name for i in program.given if self.types[i.name].dims > {FRAME}]
         self.by_row = {name: self.dtypes[name].itemsize for name in by_frame} | {VALUE: self.size}
         if layout.flags:
             self.by_row[FLAGS] = FLAGS_SIZE
-        self.selection = Selection(program, self.dtypes, self.addresses, pixels)
         self.shortcut = find_shortcut(program)
         self.rare = rare_words(program)
         self.whens = [flag.when for _, flag in program.flags] if layout.flags else []
@@ -179,6 +205,7 @@ class _Emitter:
         self.paths = [self._path(0, dict(program.types), {})]
         if self.shortcut is not None:
             self.paths.append(self._path(1, self.shortcut.types, self.paths[0].kept))
+        self.here = self.paths
 
     def _path(self, number: int, types: dict[str, Type], kept: dict[str, Room]) -> _Path:
         still, lowering = still_names(self.program, types), Lowering(self.b, self.program, LANES, types)
@@ -187,21 +214,43 @@ class _Emitter:
         kept = {name: room for name, room in kept.items() if pixelwise(types[name])}
         for name in kept_names(self.program, types, [*self._results(asked), *self.whens]):
             if name not in kept:
-                kept[name] = lowering.room(types[name], TILE)
-        sound = lowering.room(Type("logical"), TILE)
+                logical = types[name].kind == "logical"
+                kept[name] = self._condition() if logical else lowering.room(types[name], TILE)
+        sound = self._condition()
         return _Path(number, types, [d for d in conditions if d[0] in still], asked, sound, kept)
+
+    def _entry(self, number: int) -> Value:
+        """A number of the table that the kernel is given."""
+        table = self.b.inttoptr(self.table, INT64.as_pointer())
+        return self.b.load(self.b.gep(table, [ir.Constant(INT64, number)]))
+
+    def _condition(self) -> Room:
+        """Where a condition is given, one bit a pixel."""
+        self.bits.append(Room(self._entry(self.entries + len(self.bits)), INT8))
+        return self.bits[-1]
+
+    def _at(self, path: _Path, low: Value) -> _Path:
+        """A path whose conditions begin with the first pixel of a tile."""
+        skip = self.b.lshr(self.b.sub(low, self.origin), ir.Constant(INT64, 3))
+        moved = {n: replace(r, start=self.b.add(r.start, skip)) if r.conditions else r for n, r in path.kept.items()}
+        return replace(path, sound=replace(path.sound, start=self.b.add(path.sound.start, skip)), kept=moved)
 
     def _results(self, asked: Demands) -> list[str]:
         """What must be known of every pixel of every frame."""
         return [self.program.value, *(name for name, _ in asked)]
 
-    def emit(self) -> None:
-        with self._range(self.first, self.last, TILE) as low:
-            end = self.b.add(low, ir.Constant(INT64, TILE))
-            high = self.b.select(self.b.icmp_signed("<", end, self.last), end, self.last)
-            whole = self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP)))
+    def emit_conditions(self) -> None:
+        """Everything that can be said of pixels before there is a frame."""
+        with self._tiles() as (low, whole, _):
             for path in self.paths:
-                self._keep(path, low, whole)
+                self._keep(self._at(path, low), low, whole, True)
+
+    def emit(self) -> None:
+        """The frames."""
+        with self._tiles() as (low, whole, high):
+            self.here = [self._at(path, low) for path in self.paths]
+            for path in self.here:
+                self._keep(path, low, whole, False)
             with self._range(self.begin, self.end, 1) as number:
                 frame = self._frame(number)
                 following = self.b.add(number, ir.Constant(INT64, 1))
@@ -213,6 +262,14 @@ class _Emitter:
                 with self._range(whole, high, 1) as pixel:
                     usual, one = self.paths[0], Lowering(self.b, self.program, 1)
                     self._pixels(one, frame.rows, pixel, frame.uniform[0], usual.still + usual.asked, one.true())
+
+    @contextmanager
+    def _tiles(self) -> Iterator[tuple[Value, Value, Value]]:
+        """Tiles of pixels: the first, the one behind the last whole group, and the one behind all."""
+        with self._range(self.first, self.last, TILE) as low:
+            end = self.b.add(low, ir.Constant(INT64, TILE))
+            high = self.b.select(self.b.icmp_signed("<", end, self.last), end, self.last)
+            yield low, self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP))), high
 
     @contextmanager
     def _range(self, start: Value, stop: Value, step: int) -> Any:
@@ -237,20 +294,24 @@ class _Emitter:
                     values[name] = lowering.known(path.types[name])
             for step in self.program.steps:
                 if not pixelwise(path.types[step.name]) and step.name not in values:
-                    values[step.name] = self._step(lowering, step, values, None)
+                    values[step.name] = self._step(lowering, step, values, None, {})
             uniform.append(values)
         return _Frame(self._rows(number), uniform)
 
-    def _keep(self, path: _Path, low: Value, whole: Value) -> None:
-        """Compute what does not change from frame to frame, for the pixels of a tile."""
-        new = [name for name in path.kept if path.number == 0 or name not in self.paths[0].kept]
+    def _keep(self, path: _Path, low: Value, whole: Value, conditions: bool) -> None:
+        """Compute what does not change from frame to frame for the pixels of a tile: conditions, or numbers."""
+        shared = self.paths[0].kept if path.number else {}
+        new = [name for name, room in path.kept.items() if name not in shared and room.conditions is conditions]
+        if not (new or conditions):
+            return
         with self._range(low, whole, LANES) as pixel:
             lowering, place = Lowering(self.b, self.program, LANES, path.types), self.b.sub(pixel, low)
             values = {n: lowering.known(k) for n, k in path.types.items() if known(k)}
-            self._compute(lowering, [*new, *(name for name, _ in path.still)], {}, pixel, values)
+            self._compute(lowering, [*new, *(name for name, _ in path.still if conditions)], {}, pixel, values)
             for name in new:
                 lowering.keep(values[name], path.kept[name], place)
-            lowering.keep(self._all(lowering, path.still, values, lowering.true()), path.sound, place)
+            if conditions:
+                lowering.keep(self._all(lowering, path.still, values, lowering.true()), path.sound, place)
 
     @staticmethod
     def _all(lowering: Lowering, conditions: Demands, values: dict[str, Value], together: Value) -> Value:
@@ -278,7 +339,7 @@ class _Emitter:
 
     def _group(self, frame: _Frame, pixel: Value, low: Value) -> None:
         """A group of pixels: the short way where all of them are as assumed."""
-        usual, *short = self.paths
+        usual, *short = self.here
         if not short:
             self._lanes(usual, frame, pixel, low)
             return
@@ -364,7 +425,7 @@ class _Emitter:
         steps, wanted = needed(self.program, names, values)
         values |= self._loaded(lowering, wanted - values.keys(), rows, pixel)
         for step in steps:
-            values[step.name] = self._step(lowering, step, values, pixel)
+            values[step.name] = self._step(lowering, step, values, pixel, rows)
 
     def _loaded(self, lowering: Lowering, names: set[str], rows: Rows, pixel: Value) -> dict[str, Value]:
         """The words and maps of some pixels."""
@@ -398,8 +459,9 @@ class _Emitter:
             outside = self.b.or_(*lowering.alike(outside, above))
         return lowering.any(outside)
 
-    def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None) -> Value:
+    def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None, rows: Rows) -> Value:
         if step.operation != "select":
             return lowering.step(step, values)
         indices = [lowering.argument(values, a) for a in step.arguments[1:]]
-        return self.selection.select(lowering, step.arguments[0], indices, pixel)
+        selection = Selection(self.program, self.dtypes, self.addresses | rows, self.pixels)
+        return selection.select(lowering, step.arguments[0], indices, pixel)

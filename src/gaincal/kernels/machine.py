@@ -106,6 +106,20 @@ load_byte, load_word = _loader(8), _loader(16)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def prefetch(_context: Any, _address: Any) -> Any:
+    """Ask for the cache line of an address before it is needed; any address will do."""
+
+    def codegen(context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = _INT8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _INT32, _INT32, _INT32])
+        fetch = b.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        b.call(fetch, [b.inttoptr(arguments[0], pointer), *(ir.Constant(_INT32, n) for n in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def copy_bytes(_context: Any, _source: Any, _target: Any, _size: Any) -> Any:
     """Copy bytes from one address to another."""
 

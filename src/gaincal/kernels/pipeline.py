@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import blocks, reference
-from gaincal.kernels.blocks import Run
+from gaincal.kernels.blocks import Run, Still
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
 from gaincal.kernels.results import BITS, Chunks, Tally, compressed_room
+from gaincal.kernels.rows import Rows
 from gaincal.kernels.runs import split_runs
 from gaincal.kernels.threads import run_all
 
@@ -82,7 +83,12 @@ def interpret(program: Program, arrays: Mapping[str, Array], results: Results, m
 
 
 def evaluate(
-    program: Program, arrays: Mapping[str, Array | Packed], results: Results, threads: int, missing: Missing
+    program: Program,
+    arrays: Mapping[str, Array | Packed],
+    results: Results,
+    threads: int,
+    missing: Missing,
+    still: Still | None = None,
 ) -> None:
     """Compute a block with compiled code.
 
@@ -95,19 +101,21 @@ def evaluate(
     threads : int
     missing : ndarray of bool (frame, pixel), optional
         Where words are missing, beside what compressed ones know themselves.
+    still : Still, optional
+        As for `gaincal.kernels.blocks.evaluate`.
     """
     plain = isinstance(results.value, np.ndarray) and not isinstance(results.flags, Tally)
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
         if streams(program, arrays, results):
-            _stream(program, arrays, results, threads, missing)
+            _stream(program, arrays, results, threads, missing, still)
             return
         assert not packed
     value = results.value if isinstance(results.value, np.ndarray) else empty_aligned(results.shape, program.dtype)
     flags = results.flags if isinstance(results.flags, np.ndarray) else None
     if isinstance(results.flags, Tally):
         flags = empty_aligned(results.shape, np.uint32)
-    blocks.evaluate(program, arrays, value, flags, threads)  # type: ignore[arg-type]
+    blocks.evaluate(program, arrays, value, flags, threads, still)  # type: ignore[arg-type]
     blank(program, value, flags, missing)
     results.take(value, flags)
 
@@ -149,7 +157,12 @@ class _Task:
 
 
 def _stream(
-    program: Program, arrays: Mapping[str, Array | Packed], results: Results, threads: int, missing: Missing
+    program: Program,
+    arrays: Mapping[str, Array | Packed],
+    results: Results,
+    threads: int,
+    missing: Missing,
+    still: Still | None,
 ) -> None:
     from gaincal.kernels.stream import fletcher32, make_stream
 
@@ -157,9 +170,9 @@ def _stream(
     value, reasons = results.value, results.flags
     target = value.values if isinstance(value, Chunks) else value
     runs = blocks.prepare(program, arrays, frames, pixels)
-    streaming = (
-        reasons is None and isinstance(value, np.ndarray) and all(blocks.leaves_cache(value, run.first) for run in runs)
-    )
+    streaming = False
+    if reasons is None and isinstance(value, np.ndarray):
+        streaming = all(blocks.leaves_cache(Rows.of(value), run.first) for run in runs)
     kernel = blocks.compiled(program, runs[0], reasons is not None, streaming)
     stream = make_stream(np.dtype(program.dtype).itemsize, target is None, isinstance(reasons, Tally))
     packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
@@ -169,8 +182,12 @@ def _stream(
         "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
         "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(pixels, np.uint32),
     }
-    parts = [(run, tiles) for run in runs for tiles in _split(run, threads)]
-    tasks = [_task(*part, list(packed), target, results) for part in parts]
+    known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
+    tasks = [
+        _task(run, conditions, tiles, list(packed), target, results)
+        for run, conditions in zip(runs, known, strict=True)
+        for tiles in _split(run, threads)
+    ]
     failed = [-1] * len(tasks)
 
     def work(number: int) -> None:
@@ -199,21 +216,24 @@ def _split(run: Run, threads: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _task(run: Run, tiles: tuple[int, int], packed: list[str], target: Array | None, results: Results) -> _Task:
+def _task(
+    run: Run, conditions: Array, tiles: tuple[int, int], packed: list[str], target: Array | None, results: Results
+) -> _Task:
     (frames, _), reasons = results.shape, results.flags
     names = [n for n in run.given if n in run.by_row]
     rows = np.zeros((len(names) + 2, frames), np.int64)
     for row, name in zip(rows, names, strict=False):
         array = run.given[name]
-        if isinstance(array, np.ndarray):
-            row[...] = blocks.start_of_rows(array)
+        if isinstance(array, Rows):
+            row[...] = array.addresses
     if target is not None:
-        rows[-2] = blocks.start_of_rows(target)
+        rows[-2] = Rows.of(target).addresses
     if isinstance(reasons, np.ndarray):
-        rows[-1] = blocks.start_of_rows(reasons)
+        rows[-1] = Rows.of(reasons).addresses
     starts = {n: row.ctypes.data for n, row in zip(names, rows, strict=False)}
     table = [starts.get(n) or np.asarray(a).ctypes.data for n, a in run.given.items()]
     table += [row.ctypes.data for row in (rows[-2:] if reasons is not None else rows[-2:-1])]
+    table += blocks.conditions_of(run, conditions)
     room = compressed_room((tiles[1] - tiles[0]) * BLOCK, results.value.dtype.itemsize) if target is None else 0
     return _Task(
         run,

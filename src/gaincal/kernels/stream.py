@@ -23,6 +23,7 @@ from gaincal.kernels.machine import (
     load_big_endian,
     load_byte,
     load_word,
+    prefetch,
     spread_elements,
     store_big_endian,
     store_byte,
@@ -33,6 +34,7 @@ from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
 GROUP = 16
 """Frames that are taken together, tile by tile: with their flags they still fit the second cache."""
 FLAG_BYTES = 4
+AHEAD = 90
 PLANES_BYTES = BLOCK * 8 + WIDTH
 """Room for the bit planes of a block, of words or of values, and for reading a little behind them."""
 BITS = 32
@@ -173,6 +175,9 @@ def _unpack_tile(
     """Decode a tile of some frames of one input; returns -1, or the frame that cannot be decoded."""
     for frame in range(frames[0], frames[1]):
         target = words + (frame - frames[0]) * BLOCK * WORD_BYTES
+        if tile + 1 < blocks.shape[1]:
+            for line in range(AHEAD):
+                prefetch(blocks[frame, tile + 1, 0] + line * 64)
         if not _unpack(lz4, blocks[frame, tile], count, planes, target):
             return frame
         starts[frame] = target - tile * BLOCK * WORD_BYTES

@@ -16,7 +16,7 @@ from numba.core import cgutils
 
 from gaincal.formulas.operations import NO_STAGE, Type
 
-BIT, INT32, INT64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+BIT, INT8, INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 Value = Any  # llvmlite's types differ from version to version
 Builder = Any
@@ -58,7 +58,7 @@ def known_number(index: Value) -> int | None:
 
 @dataclass(frozen=True)
 class Room:
-    """Where a value of every pixel of a tile is kept: numbers of a type, or conditions, eight to a byte."""
+    """Where a value of every pixel is: numbers of a type, for a tile, or conditions, eight to a byte."""
 
     start: Value
     element: Value
@@ -66,7 +66,7 @@ class Room:
     @property
     def conditions(self) -> bool:
         """Whether bits are kept: no number is as narrow as a byte."""
-        return bool(self.element == ir.IntType(8))
+        return bool(self.element == INT8)
 
 
 class Vectors:
@@ -206,13 +206,10 @@ class Vectors:
             self.b.call(fetch, [where, ir.Constant(INT32, int(write)), keep, data])
 
     def room(self, kind: Type, pixels: int) -> Room:
-        """A place on the stack for a value of some pixels."""
-        if kind.kind == "logical":
-            element, count = ir.IntType(8), pixels // 8
-        else:
-            element, count = self.real if kind.kind == "real" else integer_type(kind), pixels
+        """A place on the stack for numbers of some pixels."""
+        element = self.real if kind.kind == "real" else integer_type(kind)
         with self.b.goto_entry_block():
-            place = self.b.alloca(ir.ArrayType(element, count))
+            place = self.b.alloca(ir.ArrayType(element, pixels))
         place.align = CACHE_LINE
         return Room(self.b.ptrtoint(place, INT64), element)
 

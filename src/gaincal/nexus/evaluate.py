@@ -103,7 +103,8 @@ class Evaluation:
             return
         arrays = self.calibration.block(self.program, words, frames, window)
         if fast:
-            evaluate(self.program, arrays, results, self.threads, missing)
+            still = self.calibration.still(self.program, window)
+            evaluate(self.program, arrays, results, self.threads, missing, still)
         else:
             interpret(self.program, arrays, results, missing)
 
