@@ -8,7 +8,6 @@ from pathlib import Path
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filters for h5py)
 import numpy as np
-import pytest
 import runs
 from measure import best_ratio
 

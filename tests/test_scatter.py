@@ -25,10 +25,11 @@ import pytest
 from conftest import Run, build_run
 from contract import same_bits
 
-from gaincal import scatter
 from gaincal.errors import FileError, OutputError, RequestError
 from gaincal.nexus.atomic import atomic_output
-from gaincal.scatter import apply_on, connected
+from gaincal.scatter import apply_on, connected, worker
+from gaincal.scatter.order import cut
+from gaincal.scatter.parts import NOTE
 from gaincal.verbs.apply import apply
 
 distributed = pytest.importorskip("distributed")
@@ -58,8 +59,9 @@ def client() -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few frames are enough to make several parts."""
-    monkeypatch.setattr(scatter, "MIN_FRAMES", 1)
-    monkeypatch.setattr(scatter, "POLL", 0.2)
+    monkeypatch.setattr("gaincal.scatter.order.MIN_FRAMES", 1)
+    for module in ("cluster", "command"):
+        monkeypatch.setattr(f"gaincal.scatter.{module}.POLL", 0.2)
 
 
 @pytest.fixture
@@ -194,13 +196,13 @@ def test_targets_that_differ_in_their_suffix_do_not_share_parts(client: Client, 
     [(1, 2, 1), (99, 2, 1), (100, 2, 2), (2_000, 2, 8), (300, 64, 6), (10**6, 16, 64), (10**6, 4_000, 2_000)],
 )
 def test_the_cut(monkeypatch: pytest.MonkeyPatch, frames: int, threads: int, wanted: int) -> None:
-    monkeypatch.setattr(scatter, "MIN_FRAMES", 50)
-    assert scatter._cut(frames, threads) == wanted
+    monkeypatch.setattr("gaincal.scatter.order.MIN_FRAMES", 50)
+    assert cut(frames, threads) == wanted
 
 
 def test_workers_let_go_of_the_files(client: Client, plain: Run, out: Path) -> None:
     apply_on(client, plain.master, out)
-    assert set(client.run(lambda: len(scatter._masters._open)).values()) == {0}
+    assert set(client.run(lambda: len(worker._masters._open)).values()) == {0}
 
 
 # --- what is there already -----------------------------------------------------------------
@@ -235,7 +237,7 @@ def _unreadable(path: Path) -> None:
 
 def _of_plain_apply(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        del file[scatter.NOTE]
+        del file[NOTE]
 
 
 def _swapped(path: Path) -> None:
@@ -269,6 +271,7 @@ def _other_mask(run: Run) -> None:
         file[MASK][...] ^= 2
 
 
+@pytest.mark.slow  # what decides is in gaincal alone: once, on the current set, is enough
 @pytest.mark.parametrize(
     ("options", "change"),
     [
@@ -306,13 +309,13 @@ def test_parts_of_another_cut_do_not_stay(client: Client, plain: Run, out: Path)
 
 def _slow() -> None:
     """Make tasks of this worker take long enough to be killed in."""
-    write = scatter._write
+    write = worker._write
 
     def slow(part: Any, order: Any) -> None:
         time.sleep(0.3)
         write(part, order)
 
-    scatter._write = slow  # type: ignore[assignment]
+    worker._write = slow  # type: ignore[assignment]
 
 
 def test_a_killed_worker_loses_nothing(client: Client, plain: Run, out: Path) -> None:
@@ -340,7 +343,7 @@ def _kill_itself() -> None:
     def die(part: Any, order: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    scatter._write = die  # type: ignore[assignment]
+    worker._write = die  # type: ignore[assignment]
 
 
 def test_workers_that_die_one_after_another_end_it(client: Client, plain: Run, out: Path) -> None:
@@ -358,7 +361,7 @@ def test_workers_that_die_one_after_another_end_it(client: Client, plain: Run, o
 
 
 def test_a_run_without_workers_ends(monkeypatch: pytest.MonkeyPatch, plain: Run, out: Path) -> None:
-    monkeypatch.setattr(scatter, "PATIENCE", 0.3)
+    monkeypatch.setattr("gaincal.scatter.cluster.PATIENCE", 0.3)
     options = {"n_workers": 0, "dashboard_address": "127.0.0.1:0", "silence_logs": "CRITICAL"}
     with distributed.LocalCluster(**options) as cluster, connected(cluster.scheduler_address) as lonely:
         for jobs in (None, 2):
@@ -441,6 +444,7 @@ def test_two_commands_do_not_write_the_same(client: Client, plain: Run, out: Pat
     assert caught.value.code == "busy"
 
 
+@pytest.mark.slow
 def test_a_part_that_another_worker_writes_is_waited_for(client: Client, plain: Run, out: Path) -> None:
     apply_on(client, plain.master, out)
     out.unlink()

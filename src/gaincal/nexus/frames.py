@@ -51,10 +51,7 @@ def write_frames(
         Reasons of all written pixels.
     """
     pixels = evaluation.shape[1:]
-    group = new_group(entry, names.DATA_PATH.rsplit("/", 1)[-1], names.DATA)
-    group.attrs[names.SIGNAL_ATTRIBUTE] = names.IMAGE
-    group.attrs[names.AXES_ATTRIBUTE] = ["."] * len(evaluation.shape)
-    entry.attrs[names.DEFAULT_ATTRIBUTE] = group.name.rsplit("/", 1)[-1]
+    group = signal_group(entry, len(evaluation.shape))
     dataset = group.create_dataset(
         names.IMAGE,
         (count, *pixels),
@@ -77,6 +74,15 @@ def write_frames(
         if progress is not None:
             progress(begin - first + number, count)
     return tally
+
+
+def signal_group(entry: h5py.Group, rank: int) -> h5py.Group:
+    """Create the group whose signal are the calibrated frames."""
+    group = new_group(entry, names.DATA_PATH.rsplit("/", 1)[-1], names.DATA)
+    group.attrs[names.SIGNAL_ATTRIBUTE] = names.IMAGE
+    group.attrs[names.AXES_ATTRIBUTE] = ["."] * rank
+    entry.attrs[names.DEFAULT_ATTRIBUTE] = group.name.rsplit("/", 1)[-1]
+    return group
 
 
 def _computed(evaluation: Evaluation, first: int, count: int, tally: Tally) -> Iterator[tuple[int, int, Chunks]]:
