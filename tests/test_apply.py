@@ -407,3 +407,21 @@ def test_a_big_endian_run_gives_the_same(tmp_path: Path, out: Path) -> None:
         file.create_dataset("data", data=run.words.astype(">u2"))
     apply(run.master, out)
     same_bits(contents(out, "/entry/data/data"), run.expected("energy")[0])
+
+
+# --- memory --------------------------------------------------------------------------------
+
+
+def test_the_memory_that_is_allowed_makes_no_difference_to_the_file(plain: Run, tmp_path: Path) -> None:
+    found = []
+    for memory in (None, 1):
+        apply(plain.master, tmp_path / f"{memory}.nxs", output="counts", max_memory=memory)
+        found.append(contents(tmp_path / f"{memory}.nxs", "/entry/data/data"))
+    same_bits(*found)
+
+
+def test_too_little_memory_for_a_frame_is_refused(plain: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaincal.nexus.frames.FLAGS_BYTES", 1 << 20)
+    with pytest.raises(RequestError, match=r"a frame on its way takes \d+ MiB"):
+        apply(plain.master, out, max_memory=1)
+    assert not out.exists()

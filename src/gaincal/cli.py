@@ -199,6 +199,7 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
 @click.option("--errors", is_flag=True, help="Write standard deviations, too.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Threads, or workers; default: all there are.")
+@click.option("--max-memory", type=click.IntRange(1), metavar="MIB", help="For frames on their way; default: 1024.")
 @click.option("--scheduler", metavar="ADDRESS|local", help="Compute on a dask cluster, or with processes here.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @_trust
@@ -216,6 +217,7 @@ def apply(
     reasons: str | None,
     errors: bool,
     jobs: int | None,
+    max_memory: int | None,
     scheduler: str | None,
     overwrite: bool,
     trust: tuple[str, ...],
@@ -240,6 +242,7 @@ def apply(
             reasons=None if reasons is None else [name for name in reasons.split(",") if name],
             errors=errors,
             jobs=jobs,
+            max_memory=max_memory,
             overwrite=overwrite,
             trust=trust,
             progress=advance,

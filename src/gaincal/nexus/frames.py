@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gaincal.errors import RequestError
 from gaincal.kernels.packed import BLOCK
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.nexus import names
@@ -18,8 +19,11 @@ from gaincal.nexus.group import new_group
 
 Progress = Callable[[int, int], None]
 FRAMES_AT_ONCE = 16
-BLOCK_BYTES = 64 << 20
-"""Values of a block of large frames: as many as bound the memory, at least one."""
+BLOCKS_AT_ONCE = 2
+"""One is computed while the one before is written."""
+FLAGS_BYTES = 4
+MAX_MEMORY = 1024
+"""MiB."""
 
 
 def write_frames(
@@ -27,8 +31,7 @@ def write_frames(
     entry: h5py.Group,
     evaluation: Evaluation,
     spread: Evaluation | None,
-    first: int,
-    count: int,
+    cut: tuple[int, int, int],
     progress: Progress | None,
 ) -> Tally:
     """Write calibrated frames as the signal of an entry.
@@ -41,8 +44,8 @@ def write_frames(
     evaluation : Evaluation
     spread : Evaluation, optional
         What computes the variance; its root is written as the errors of the signal.
-    first, count : int
-        Frames.
+    cut : (int, int, int)
+        First frame, how many, and how many of them at a time.
     progress : callable (done, total) -> None, optional
 
     Returns
@@ -50,7 +53,7 @@ def write_frames(
     Tally
         Reasons of all written pixels.
     """
-    pixels = evaluation.shape[1:]
+    pixels, (first, count, _) = evaluation.shape[1:], cut
     group = signal_group(entry, len(evaluation.shape))
     dataset = group.create_dataset(
         names.IMAGE,
@@ -63,7 +66,7 @@ def write_frames(
     deviations = None if spread is None else _create_errors(group, spread, count)
     tally = Tally(pixels)
     origin = (0,) * len(pixels)
-    for begin, number, chunks in _computed(evaluation, first, count, tally):
+    for begin, number, chunks in _computed(evaluation, cut, tally):
         for frame, stored in enumerate(chunks.stored, begin - first):
             dataset.id.write_direct_chunk((frame, *origin), stored)
             written.check()
@@ -85,7 +88,7 @@ def signal_group(entry: h5py.Group, rank: int) -> h5py.Group:
     return group
 
 
-def _computed(evaluation: Evaluation, first: int, count: int, tally: Tally) -> Iterator[tuple[int, int, Chunks]]:
+def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Iterator[tuple[int, int, Chunks]]:
     """Blocks of frames (first, number, chunks), in order, each computed while the one before is written."""
     pixels = int(np.prod(evaluation.shape[1:]))
 
@@ -96,7 +99,7 @@ def _computed(evaluation: Evaluation, first: int, count: int, tally: Tally) -> I
 
     with ThreadPoolExecutor(1, thread_name_prefix="gaincal-ahead") as ahead:
         pending: Future[tuple[int, int, Chunks]] | None = None
-        for begin, number in split_frames(first, count, _frames_at_once(evaluation)):
+        for begin, number in split_frames(*cut):
             following = ahead.submit(compute, begin, number)
             if pending is not None:
                 yield pending.result()
@@ -105,9 +108,28 @@ def _computed(evaluation: Evaluation, first: int, count: int, tally: Tally) -> I
             yield pending.result()
 
 
-def _frames_at_once(evaluation: Evaluation) -> int:
-    size = int(np.prod(evaluation.shape[1:])) * evaluation.dtype.itemsize
-    return max(1, min(FRAMES_AT_ONCE, BLOCK_BYTES // size))
+def frames_at_once(evaluation: Evaluation, spread: Evaluation | None, max_memory: int | None) -> int:
+    """How many frames are on their way at a time, computed or written.
+
+    Parameters
+    ----------
+    evaluation, spread : Evaluation
+        As for `write_frames`.
+    max_memory : int, optional
+        MiB that they may take; `MAX_MEMORY` if None.
+
+    Raises
+    ------
+    RequestError
+        If that is not enough for one frame.
+    """
+    allowed = MAX_MEMORY if max_memory is None else max_memory
+    words = sum(w.dtype.itemsize for w in evaluation.words.values())
+    values = sum(e.dtype.itemsize for e in (evaluation, spread) if e is not None)
+    one = int(np.prod(evaluation.shape[1:])) * (words + values + FLAGS_BYTES) * BLOCKS_AT_ONCE
+    if one > allowed << 20 and max_memory is not None:
+        raise RequestError(f"a frame on its way takes {-(-one >> 20)} MiB, which is more than --max-memory {allowed}")
+    return max(1, min(FRAMES_AT_ONCE, (allowed << 20) // one))
 
 
 def _create_errors(group: h5py.Group, spread: Evaluation, count: int) -> h5py.Dataset:

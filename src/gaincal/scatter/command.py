@@ -43,6 +43,7 @@ def apply_on(
     reasons: Iterable[str] | None = None,
     errors: bool = False,
     jobs: int | None = None,
+    max_memory: int | None = None,
     overwrite: bool = False,
     trust: Iterable[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -59,6 +60,8 @@ def apply_on(
         Its workers must have the same gaincal, and see all files under the same absolute paths.
     path, target, output, dtype, flagged, frames, inputs, calibration, profile, reasons, errors, overwrite, trust
         As for `gaincal.apply`.
+    max_memory : int, optional
+        As for `gaincal.apply`, for each thread of a worker.
     jobs : int, optional
         Threads of the workers to cut the work for; those that there are now if None.
     progress : callable (done, total) -> None, optional
@@ -79,6 +82,7 @@ def apply_on(
     options: dict[str, Any] = {"calibration": calibration, "inputs": given, "profile": profile}
     options["reasons"] = None if reasons is None else tuple(reasons)
     request: dict[str, Any] = {"output": output, "dtype": dtype, "flagged": flagged, "inputs": given, "errors": errors}
+    request["max_memory"] = max_memory
     master = open_master(path, trust=trust, **options)
     with master.resolver:
         work = prepare(master, frames=frames, **request)

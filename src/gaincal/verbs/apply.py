@@ -22,7 +22,7 @@ from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.fields import read_array
-from gaincal.nexus.frames import Progress, write_frames
+from gaincal.nexus.frames import Progress, frames_at_once, write_frames
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.scaling import FIELDS
@@ -82,6 +82,8 @@ class Work:
         Frames.
     inputs : mapping of str to float
         Replace inputs of the formula.
+    max_memory : int, optional
+        As for `apply`.
     """
 
     master: Master
@@ -90,6 +92,7 @@ class Work:
     first: int
     count: int
     inputs: Mapping[str, float]
+    max_memory: int | None = None
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -101,7 +104,8 @@ class Work:
         calibration, words = self.master.calibration, self.master.words
         evaluation = Evaluation(calibration, words, self.program, threads)
         spread = Evaluation(calibration, words, self.variance, threads) if self.variance else None
-        return lambda written, entry: write_frames(written, entry, evaluation, spread, self.first, self.count, progress)
+        cut = self.first, self.count, frames_at_once(evaluation, spread, self.max_memory)
+        return lambda written, entry: write_frames(written, entry, evaluation, spread, cut, progress)
 
 
 def apply(
@@ -118,6 +122,7 @@ def apply(
     reasons: Iterable[str] | None = None,
     errors: bool = False,
     jobs: int | None = None,
+    max_memory: int | None = None,
     overwrite: bool = False,
     trust: Iterable[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
@@ -150,6 +155,8 @@ def apply(
         Write standard deviations, too, as ``data_errors``.
     jobs : int, optional
         Threads to compute with; all that the process may use if None.
+    max_memory : int, optional
+        MiB that frames on their way may take, beside constants; 1024 if None.
     overwrite : bool
         Replace an existing file.
     trust : iterable of str or path
@@ -167,7 +174,7 @@ def apply(
     """
     master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons)
     with master.resolver:
-        work = prepare(master, output, dtype, flagged, frames, inputs, errors)
+        work = prepare(master, output, dtype, flagged, frames, inputs, errors, max_memory)
         chosen = Path(target) if target is not None else beside(Path(path), work.program.value)
         return write_applied(work, chosen, overwrite, work.fill(jobs or available_threads(), progress))
 
@@ -180,11 +187,12 @@ def prepare(
     frames: tuple[int | None, int | None] | None,
     inputs: Mapping[str, float] | None,
     errors: bool,
+    max_memory: int | None = None,
 ) -> Work:
     """Check what is asked of a master, in the words of `apply`; raises RequestError where it is not to be had."""
     program = master.calibration.program(output, dtype, flagged)
     variance = _variance(master, program) if errors else None
-    return Work(master, program, variance, *_range(frames, master.calibration.layout.frames), inputs or {})
+    return Work(master, program, variance, *_range(frames, master.calibration.layout.frames), inputs or {}, max_memory)
 
 
 def write_applied(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applied:
