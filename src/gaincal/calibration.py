@@ -185,17 +185,17 @@ class Calibration:
         first = axes + (FRAME in item.dims)
         part = part[(slice(None),) * first + (window or (slice(None),) * len(self.layout.pixels))[: part.ndim - first]]
         if item.name in program.partial:
-            part = _spread(part, first, self._runs(program, window))
+            part = _spread(part, first, self.runs(program, window))
             part = part if labelled or FRAME in item.dims else np.broadcast_to(part, (count, part.shape[-1]))
             return part
         if part.ndim == first:  # no pixel dims
             return part[..., None] if labelled else part
         return part.reshape(*part.shape[:first], -1)
 
-    def _runs(self, program: Program, window: tuple[slice, ...]) -> tuple[int, ...]:
-        """Lengths of the leading pixel dims that the runs of a program tell apart."""
+    def runs(self, program: Program, window: tuple[slice, ...] = ()) -> tuple[int, ...]:
+        """Lengths of the leading pixel dims that the runs of a program tell apart, in a window."""
         dims = self.formula.checked.pixel_dims
-        depth = max(len(set(i.dims) & set(dims)) for i in program.given if i.name in program.partial)
+        depth = max((len(set(i.dims) & set(dims)) for i in program.given if i.name in program.partial), default=0)
         depth = max(depth, len(dims) - SLAB_DIMS) if self.large else depth
         lengths = [len(range(*s.indices(n))) for s, n in zip(window, self.layout.pixels, strict=True)] if window else []
         return tuple(lengths or self.layout.pixels)[:depth]

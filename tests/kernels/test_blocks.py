@@ -277,10 +277,11 @@ def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkey
     class Interrupted:
         address, conditions, flags = 0, 0, False
 
-        def prepare(self, addresses: int, pixels: int, first: int, last: int) -> None:
+        def prepare(self, *_: int) -> None:
             pass
 
-        def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
+        def __call__(self, *task: int) -> None:
+            first = task[-2]
             if first == 0:
                 raise KeyboardInterrupt
             time.sleep(0.2)

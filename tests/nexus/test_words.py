@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,3 +244,27 @@ def test_more_mappings_than_any_run_has_are_refused(tmp_path: Path, monkeypatch:
     with pytest.raises(TrustError, match="mappings") as caught:
         read(tmp_path, everything)
     assert caught.value.code == "over-budget"
+
+
+@pytest.mark.parametrize("address", [(1 << 63) - 74, (1 << 63) - 8, 1 << 63, (1 << 64) - 2])
+def test_a_chunk_at_an_impossible_address_is_damaged(address: int, tmp_path: Path) -> None:
+    path = tmp_path / "master.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset("x", data=DATA, chunks=(1, 5, 7), fletcher32=True)
+        place = file["x"].id.get_chunk_info_by_coord((1, 0, 0)).byte_offset
+    content = path.read_bytes()
+    assert content.count(struct.pack("<Q", place)) == 1
+    path.write_bytes(content.replace(struct.pack("<Q", place), struct.pack("<Q", address)))
+    with pytest.raises(FileError, match=r"chunk \(1, 0, 0\)"):
+        read(tmp_path, everything, "x")
+
+
+def test_a_disk_that_fails_is_an_error_that_names_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain(tmp_path, "master.h5", chunks=(1, 5, 7))
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(FileError, match=r"chunk \(0, 0, 0\).*Input/output error"):
+        read(tmp_path, everything, "x")

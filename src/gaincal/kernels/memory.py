@@ -46,6 +46,8 @@ def _room(size: int) -> npt.NDArray[np.uint8]:
 class _Lease:
     """A block of memory on loan to an array, which refers to it; taken back when the array is gone."""
 
+    block: npt.NDArray[np.uint8] | None = None
+
     def __init__(self, size: int) -> None:
         step = 1 << max(0, size.bit_length() - _STEPS.bit_length())
         self.size = -(-size // step) * step
@@ -54,7 +56,8 @@ class _Lease:
         self.__array_interface__ = {**self.block.__array_interface__}
 
     def __del__(self) -> None:
-        _IDLE.give(self.block)
+        if self.block is not None:
+            _IDLE.give(self.block)
 
 
 class _Idle:
@@ -68,7 +71,7 @@ class _Idle:
         self.blocks: dict[int, npt.NDArray[np.uint8]] = {}
 
     def take(self, size: int) -> npt.NDArray[np.uint8]:
-        for key, block in list(self.blocks.items())[::-1]:
+        for key, block in reversed(self.blocks.copy().items()):
             if block.size == size and self.blocks.pop(key, None) is not None:
                 return block
         return _room(size)
@@ -76,7 +79,7 @@ class _Idle:
     def give(self, block: npt.NDArray[np.uint8]) -> None:
         self.blocks[id(block)] = block
         held = 0
-        for key, idle in list(self.blocks.items())[::-1]:
+        for key, idle in reversed(self.blocks.copy().items()):
             held += idle.size
             if held > IDLE_BYTES:
                 self.blocks.pop(key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -19,7 +20,6 @@ from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
 from gaincal.kernels.results import BITS, Chunks, Tally, compressed_room
 from gaincal.kernels.rows import Rows
-from gaincal.kernels.runs import split_runs
 from gaincal.kernels.threads import run_all
 
 Array = npt.NDArray[Any]
@@ -132,13 +132,17 @@ def blank(program: Program, value: Array, flags: npt.NDArray[np.uint32] | None, 
 def streams(program: Program, arrays: Mapping[str, Array | Packed], results: Results) -> bool:
     """Whether a block can be computed tile by tile: its runs are made of whole tiles, and their libraries are there."""
     _, pixels = results.shape
-    known = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
-    whole = all(first % BLOCK == 0 for first, _, _ in split_runs(program, known, pixels))
+    counts = {a.shape[-1] for n, a in arrays.items() if n in program.partial}
+    whole = whole_tiles(tuple(counts), (pixels,))
     compressed = isinstance(results.value, Chunks) and results.value.compressed
     packed = any(isinstance(a, Packed) for a in arrays.values())
-    if compressed or packed:
-        return whole and pixels % STEP == 0 and lz4_decoder() is not None
-    return whole
+    return whole and (pixels % STEP == 0 or not (compressed or packed))
+
+
+def whole_tiles(runs: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
+    """Whether the runs of a frame, so many along its leading dims, begin with a tile."""
+    count = math.prod(runs)
+    return count == 1 or math.prod(pixels) // count % BLOCK == 0
 
 
 @dataclass

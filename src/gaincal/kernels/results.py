@@ -106,6 +106,11 @@ class Chunks:
             self.stored.append(_with_checksum(chunk, checksum))
 
 
+def can_compress() -> bool:
+    """Whether frames can be compressed here; else HDF5 does it with its plug-in."""
+    return function("bshuf_compress_lz4") is not None
+
+
 def compressed_room(elements: int, size: int) -> int:
     """Most bytes that the blocks of so many elements of `size` bytes can take."""
     blocks, block = -(-elements // BLOCK), BLOCK * size

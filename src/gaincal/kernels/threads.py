@@ -24,8 +24,10 @@ def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
         for job in jobs:
             job()
         return
-    started = [_pool(os.getpid(), threads).submit(job) for job in jobs]
+    started = []
     try:
+        for job in jobs:
+            started.append(_pool(os.getpid(), threads).submit(job))
         wait(started)
     finally:
         wait(started)  # interrupted or not

@@ -218,7 +218,12 @@ class PlainDataset:
         if self._file is None:
             with reading(self.place.file, self.place.path):
                 found[...] = np.frombuffer(self.dataset.id.read_direct_chunk(offset)[1], np.uint8)
-        elif self._file.read_into(found, place) != size:
+            return found
+        try:
+            count = self._file.read_into(found, place)
+        except (OSError, OverflowError) as error:
+            raise self.damage(offset, f"it cannot be read: {error}") from None
+        if count != size:
             raise self.damage(offset, "the file ends within it")
         return found
 

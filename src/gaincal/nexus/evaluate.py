@@ -12,7 +12,7 @@ from gaincal.calibration import Calibration
 from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.pipeline import Results, blank, evaluate, interpret, worth_compiling
+from gaincal.kernels.pipeline import Results, blank, evaluate, interpret, whole_tiles, worth_compiling
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.nexus.words import Readable
 
@@ -42,6 +42,7 @@ class Evaluation:
         self.dtype = np.dtype(program.dtype)
         needed = calibration.large.keys() & {c.name for c in program.constants}
         self.grouped = GroupedProgram(calibration, program) if needed else None
+        self.tiled = self.grouped is None and whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
         self, start: tuple[int, ...], count: tuple[int, ...], with_flags: bool = False
@@ -91,7 +92,7 @@ class Evaluation:
 
     def _compute(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> None:
         fast = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
-        words, missing = self._words(start, count, fast and count[1:] == self.shape[1:])
+        words, missing = self._words(start, count, fast and self.tiled and count[1:] == self.shape[1:])
         frames = slice(start[0], start[0] + count[0])
         window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
         if self.grouped is not None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gaincal.errors import RequestError
 from gaincal.kernels.packed import BLOCK
-from gaincal.kernels.results import Chunks, Tally
+from gaincal.kernels.results import Chunks, Tally, can_compress
 from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.evaluate import Evaluation, split_frames
@@ -67,8 +67,12 @@ def write_frames(
     tally = Tally(pixels)
     origin = (0,) * len(pixels)
     for begin, number, chunks in _computed(evaluation, cut, tally):
-        for frame, stored in enumerate(chunks.stored, begin - first):
-            dataset.id.write_direct_chunk((frame, *origin), stored)
+        for k, stored in enumerate(chunks.stored):
+            if _shrinks(evaluation) and not chunks.compressed:
+                assert chunks.values is not None
+                dataset[begin - first + k] = chunks.values[k].reshape(pixels)
+            else:
+                dataset.id.write_direct_chunk((begin - first + k, *origin), stored)
             written.check()
         if spread is not None and deviations is not None:
             found, _ = spread.read((begin, *origin), (number, *pixels))
@@ -93,7 +97,7 @@ def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -
     pixels = int(np.prod(evaluation.shape[1:]))
 
     def compute(begin: int, number: int) -> tuple[int, int, Chunks]:
-        chunks = Chunks(number, pixels, evaluation.dtype, _shrinks(evaluation))
+        chunks = Chunks(number, pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
         evaluation.store(begin, number, chunks, tally)
         return begin, number, chunks
 
