@@ -67,7 +67,7 @@ def peers(case: str, frames: int) -> dict[str, Callable[[], object]]:
     except ImportError:
         return {}
     calibration, words = switched.calibration(frames), switched.words(case, frames)
-    maps = {"pd": calibration.arrays["pedestal"], "cal": calibration.arrays["gain"] * np.float32(12.4)}
+    maps = {"pd": np.array(calibration.arrays["pedestal"]), "cal": calibration.arrays["gain"] * np.float32(12.4)}
     return {"aare": lambda: apply_calibration(words, **maps, n_threads=1)}
 
 

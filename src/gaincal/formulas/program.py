@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 from gaincal.errors import RequestError
 from gaincal.formulas.checks import FRAME, INTEGER_OUTPUTS, literal_value
@@ -65,12 +67,22 @@ class Program:
     voiding: bool
     partial: frozenset[str] = frozenset()
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # hashes differ from process to process
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in fields(self)))
+
+    @cached_property
     def labelled(self) -> frozenset[str]:
         """Constants with named axes."""
         return frozenset(name for name, _ in self.labels)
 
-    @property
+    @cached_property
     def given(self) -> tuple[Input | Constant, ...]:
         """All inputs and constants, in the order in which evaluators take them."""
         return (*self.inputs, *self.constants)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
@@ -15,24 +16,35 @@ def available_threads() -> int:
 
 
 def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
-    """Run jobs, at most so many at a time; raises what the first of them raised.
+    """Run jobs, at most so many at a time, one of which in the calling thread; raises what the first of them raised.
 
-    Returns only when none of them runs any more: they write into arrays that must outlive them.
-    Jobs must not call this themselves.
+    After an error no further job begins.  Returns only when none of them runs any more: they write
+    into arrays that must outlive them.
     """
-    if threads == 1 or len(jobs) == 1:
-        for job in jobs:
-            job()
-        return
-    started = []
+    left, errors = deque(enumerate(jobs)), dict[int, BaseException]()
+
+    def work() -> None:
+        while left:
+            try:
+                number, job = left.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                job()
+            except BaseException as error:
+                errors[number] = error
+                left.clear()
+
+    helpers = []
     try:
-        for job in jobs:
-            started.append(_pool(os.getpid(), threads).submit(job))
-        wait(started)
+        for _ in range(min(threads, len(jobs)) - 1):
+            helpers.append(_pool(os.getpid(), threads).submit(work))
+        work()
     finally:
-        wait(started)  # interrupted or not
-    for ended in started:
-        ended.result()
+        left.clear()
+        wait([h for h in helpers if not h.cancel()])  # interrupted or not
+    if errors:
+        raise errors[min(errors)]
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,10 @@ class Piece:
         return _moved(source_part, self.source_box, self.box)
 
 
+Plan = list[tuple[tuple[int, ...], slice]]
+"""Of the first frame of a piece: where each chunk begins in its dataset, and the tiles of the frame that it holds."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """A stored chunk, and the tiles of a frame that it holds."""
@@ -48,14 +53,38 @@ class _Chunk:
         return frame == self.frame and self.tiles.start <= tile < self.tiles.stop
 
 
-def pack(shape: tuple[int, ...], pieces: Sequence[Piece], first: int, count: int, threads: int = 1) -> Packed | None:
+def plan(piece: Piece, shape: tuple[int, ...]) -> Plan | None:
+    """How frames are made of the chunks of a piece of words of some shape; None if not of whole tiles of one frame."""
+    source, pixels = piece.source, shape[1:]
+    if source is None:
+        return []
+    if math.prod(pixels) % STEP or not source.packable:
+        return None
+    first = piece.source_part(((piece.box[0][0], *piece.box[0][1:]), (1, *piece.box[1][1:])))
+    found = []
+    for offset in source.offsets(first):
+        if intersection((offset, source.chunks), first) != (offset, source.chunks):
+            return None
+        start, count = piece.part((offset, source.chunks))
+        begin = int(np.ravel_multi_index(start[1:], pixels))
+        end = begin + math.prod(count[1:])
+        whole = begin % BLOCK == 0 and (end % BLOCK == 0 or end == math.prod(pixels))
+        if not whole or not _in_a_row(count[1:], pixels):
+            return None
+        found.append((offset, slice(begin // BLOCK, -(-end // BLOCK))))
+    return found
+
+
+def pack(
+    shape: tuple[int, ...], pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, threads: int = 1
+) -> Packed | None:
     """Words of whole frames, still compressed.
 
     Parameters
     ----------
     shape : tuple of int
         Of the words.
-    pieces : sequence of Piece
+    pieces : sequence of (Piece, Plan)
         Those that hold some of these frames; no two of them overlap.
     first, count : int
         Frames.
@@ -65,31 +94,24 @@ def pack(shape: tuple[int, ...], pieces: Sequence[Piece], first: int, count: int
     Returns
     -------
     Packed or None
-        None if the chunks are not made of whole tiles of one frame, or compressed in another way.
+        None if a chunk is compressed in another way than its dataset says.
 
     Raises
     ------
     FileError
         If a chunk cannot be one.
     """
-    pixels = int(np.prod(shape[1:]))
-    if pixels % STEP or not all(p.source is None or p.source.packable for p in pieces):
-        return None
-    chunks = []
-    for piece in pieces:
-        part = intersection(piece.box, ((first, *(0,) * (len(shape) - 1)), (count, *shape[1:])))
-        for chunk in _chunks(piece, part, shape, first) if part else ():
-            if chunk is None:
-                return None
-            chunks.append(chunk)
+    pixels = math.prod(shape[1:])
+    chunks = [c for piece, planned in pieces for c in _chunks(piece, planned, first, count)]
     blocks = np.zeros((count, -(-pixels // BLOCK), 2), np.int64)
     kept: list[Bytes | None] = [None] * len(chunks)
 
-    def index(number: int) -> None:
-        chunk = chunks[number]
-        kept[number] = chunk.source.index(chunk.offset, blocks[chunk.frame, chunk.tiles])
+    def index(numbers: range) -> None:
+        for k in numbers:
+            kept[k] = chunks[k].source.index(chunks[k].offset, blocks[chunks[k].frame, chunks[k].tiles])
 
-    run_all([partial(index, k) for k in range(len(chunks))], threads)
+    # Few long jobs: taking turns would cost more than the work.
+    run_all([partial(index, range(k, len(chunks), threads)) for k in range(threads)], threads)
     stored = [k for k in kept if k is not None]
     return Packed(blocks, pixels, stored, _complaint(chunks)) if len(stored) == len(chunks) else None
 
@@ -102,26 +124,16 @@ def _complaint(chunks: Sequence[_Chunk]) -> Callable[[int, int], None]:
     return complain
 
 
-def _chunks(piece: Piece, part: Box, shape: tuple[int, ...], first: int) -> Iterator[_Chunk | None]:
-    """The chunks that hold a part of a piece; None for one that is not made of whole tiles of a frame."""
-    source = piece.source
-    if source is None:
-        return
-    box = piece.source_part(part)
-    pixels = shape[1:]
-    for offset in source.offsets(box):
-        inside = intersection((offset, source.chunks), box)
-        if inside != (offset, source.chunks):
-            yield None
-            return
-        start, count = piece.part(inside)
-        begin = int(np.ravel_multi_index(start[1:], pixels))
-        end = begin + int(np.prod(count[1:]))
-        whole = begin % BLOCK == 0 and (end % BLOCK == 0 or end == np.prod(pixels))
-        if count[0] != 1 or not whole or not _in_a_row(count[1:], pixels):
-            yield None
-            return
-        yield _Chunk(source, offset, start[0] - first, slice(begin // BLOCK, -(-end // BLOCK)))
+def _chunks(piece: Piece, planned: Plan, first: int, count: int) -> Iterator[_Chunk]:
+    """The chunks of a piece that hold some frames."""
+    begin, length = piece.box[0][0], piece.box[1][0]
+    # Along which dim of the dataset the frames lie: its first that is longer than 1, as that of the words is.
+    axis = next((k for k, n in enumerate(piece.source_box[1]) if n != 1), 0)
+    for frame in range(max(first, begin), min(first + count, begin + length)):
+        for offset, tiles in planned:
+            moved = (*offset[:axis], offset[axis] + frame - begin, *offset[axis + 1 :]) if length > 1 else offset
+            assert piece.source is not None
+            yield _Chunk(piece.source, moved, frame - first, tiles)
 
 
 def _in_a_row(lengths: tuple[int, ...], pixels: tuple[int, ...]) -> bool:

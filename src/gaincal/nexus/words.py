@@ -31,7 +31,7 @@ from gaincal.nexus.dataset import (
     element_type,
     intersection,
 )
-from gaincal.nexus.packing import Piece, pack
+from gaincal.nexus.packing import Piece, Plan, pack, plan
 from gaincal.nexus.trust import Place, Resolver, reading
 
 Array = npt.NDArray[Any]
@@ -136,6 +136,7 @@ class Words:
         self.shape = shape
         self._check_frame()
         self.pieces = []
+        self._plans: dict[int, Plan | None] = {}
         self._plain: dict[tuple[Path, int], PlainDataset] = {}
 
     def _index(self) -> None:
@@ -221,8 +222,12 @@ class Words:
         """
         if not self._disjoint:
             return None
-        touched = np.flatnonzero((self._starts[:, 0] < first + count) & (self._stops[:, 0] > first))
-        return pack(self.shape, [self.pieces[k] for k in touched], first, count, threads)
+        touched = np.flatnonzero((self._starts[:, 0] < first + count) & (self._stops[:, 0] > first)).tolist()
+        for k in touched:
+            if k not in self._plans:
+                self._plans[k] = plan(self.pieces[k], self.shape)
+        planned = [(self.pieces[k], found) for k in touched if (found := self._plans[k]) is not None]
+        return pack(self.shape, planned, first, count, threads) if len(planned) == len(touched) else None
 
     def _uncovered(self, most: int = 1000) -> list[Box]:
         """Boxes of a virtual dataset that none of its mappings covers, at most so many."""
