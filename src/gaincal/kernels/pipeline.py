@@ -24,7 +24,7 @@ from gaincal.kernels.threads import run_all
 
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
-TASKS_PER_THREAD = 2
+TASKS_PER_THREAD, WORDS_PER_TASK = 2, 1 << 19
 UNCOMPILED_WORDS = 8 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
@@ -187,10 +187,11 @@ def _stream(
         "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(pixels, np.uint32),
     }
     known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
+    most = min(threads * TASKS_PER_THREAD, frames * pixels // WORDS_PER_TASK) if threads > 1 else 1
     tasks = [
         _task(run, conditions, tiles, list(packed), target, results)
         for run, conditions in zip(runs, known, strict=True)
-        for tiles in _split(run, threads)
+        for tiles in _split(run, max(1, most // len(runs)))
     ]
     failed = [-1] * len(tasks)
 
@@ -212,10 +213,10 @@ def _stream(
         value.finish(fletcher32)
 
 
-def _split(run: Run, threads: int) -> list[tuple[int, int]]:
-    """Ranges of tiles, in order."""
+def _split(run: Run, most: int) -> list[tuple[int, int]]:
+    """At most so many ranges of tiles, in order."""
     first, last = run.first // BLOCK, -(-run.last // BLOCK)
-    count = 1 if threads == 1 else min(last - first, threads * TASKS_PER_THREAD)
+    count = min(last - first, most)
     edges = [first + (last - first) * k // count for k in range(count + 1)]
     return list(pairwise(edges))
 

@@ -153,12 +153,18 @@ class PlainDataset:
         part = intersection((offset, self.chunks), box)
         assert part is not None
         inside = _slices((tuple(p - b for p, b in zip(part[0], box[0], strict=True)), part[1]))
-        stored = self.stored(offset)
-        if stored is None:
-            out[inside], missing[inside] = 0, True
-            return
         target = out[inside]
-        if part[1] == self.chunks and target.flags.c_contiguous and target.dtype == self.dtype:
+        whole = part[1] == self.chunks and target.flags.c_contiguous and target.dtype == self.dtype
+        size = self._located(offset)[1]
+        if not size:
+            target[...], missing[inside] = 0, True
+            return
+        if whole and not self.pipeline.filters and size == self.pipeline.chunk_bytes:
+            self._fetch(offset, target.reshape(-1).view(np.uint8))
+            return
+        stored = empty_aligned((size,), np.uint8)
+        self._fetch(offset, stored)
+        if whole:
             self._decode(offset, stored, target.reshape(-1).view(np.uint8))
             return
         within = tuple(p - o for p, o in zip(part[0], offset, strict=True))
@@ -211,21 +217,25 @@ class PlainDataset:
 
     def stored(self, offset: tuple[int, ...]) -> Bytes | None:
         """A chunk as it lies in the file, None if it was never written; raises FileError if it cannot be one."""
-        place, size = self._located(offset)
+        size = self._located(offset)[1]
         if not size:
             return None
         found = empty_aligned((size,), np.uint8)
+        self._fetch(offset, found)
+        return found
+
+    def _fetch(self, offset: tuple[int, ...], out: Bytes) -> None:
+        """Read a chunk as it lies in the file; raises FileError if it is not there as a whole."""
         if self._file is None:
             with reading(self.place.file, self.place.path):
-                found[...] = np.frombuffer(self.dataset.id.read_direct_chunk(offset)[1], np.uint8)
-            return found
+                out[...] = np.frombuffer(self.dataset.id.read_direct_chunk(offset)[1], np.uint8)
+            return
         try:
-            count = self._file.read_into(found, place)
+            count = self._file.read_into(out, self._located(offset)[0])
         except (OSError, OverflowError) as error:
             raise self.damage(offset, f"it cannot be read: {error}") from None
-        if count != size:
+        if count != out.size:
             raise self.damage(offset, "the file ends within it")
-        return found
 
     @property
     def packable(self) -> bool:

@@ -111,7 +111,8 @@ def pack(
             kept[k] = chunks[k].source.index(chunks[k].offset, blocks[chunks[k].frame, chunks[k].tiles])
 
     # Few long jobs: taking turns would cost more than the work.
-    run_all([partial(index, range(k, len(chunks), threads)) for k in range(threads)], threads)
+    shares = min(threads, len(chunks))
+    run_all([partial(index, range(k, len(chunks), shares)) for k in range(shares)], threads)
     stored = [k for k in kept if k is not None]
     return Packed(blocks, pixels, stored, _complaint(chunks)) if len(stored) == len(chunks) else None
 

@@ -189,7 +189,8 @@ class Words:
             If a stored chunk is damaged.
         """
         wanted = (start, count)
-        words, missing = empty_aligned(count, self.dtype), np.ones(count, bool)
+        words, missing = empty_aligned(count, self.dtype), empty_aligned(count, np.bool_)
+        missing[...] = True
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
         jobs = [self._jobs(self.pieces[index], wanted, words, missing) for index in touched]
