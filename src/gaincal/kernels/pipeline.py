@@ -184,7 +184,7 @@ def _stream(
         "blocks": np.stack([a.blocks for a in packed.values()]) if packed else np.zeros((0, 0, 0, 2), np.int64),
         "absent": np.zeros((0, 0), bool) if missing is None else missing.reshape(frames, pixels),
         "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
-        "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(pixels, np.uint32),
+        "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(0, np.uint32),
     }
     known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
     most = min(threads * TASKS_PER_THREAD, frames * pixels // WORDS_PER_TASK) if threads > 1 else 1
