@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import blocks, reference
 from gaincal.kernels.blocks import Run, Still
@@ -25,7 +26,7 @@ from gaincal.kernels.threads import run_all
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
 TASKS_PER_THREAD, WORDS_PER_TASK = 2, 1 << 19
-UNCOMPILED_WORDS = 8 << 20
+UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
 
@@ -77,7 +78,12 @@ def _history(program: Program) -> list[int]:  # noqa: ARG001
 
 def interpret(program: Program, arrays: Mapping[str, Array], results: Results, missing: Missing) -> None:
     """Compute a block with NumPy alone: the same bits, and nothing to compile."""
-    value, flags = (np.broadcast_to(a, results.shape).copy() for a in reference.evaluate(program, arrays))
+    value, flags = empty_aligned(results.shape, program.dtype), empty_aligned(results.shape, np.uint32)
+    types = dict(program.types)
+    by_frame = {i.name for i in program.inputs if FRAME in types[i.name].dims or not types[i.name].dims}
+    for frame in range(len(value)):  # one at a time: every step makes an array of its own
+        own = {n: a[frame : frame + 1] if n in by_frame else a for n, a in arrays.items()}
+        value[frame], flags[frame] = reference.evaluate(program, own)
     blank(program, value, flags, missing)
     results.take(value, flags)
 
