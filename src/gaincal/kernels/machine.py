@@ -10,6 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 WIDTH = 64
+WEIGHED, LANES = 256, 16
 _INT8, _INT32, _INT64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _BITS = ir.VectorType(ir.IntType(1), WIDTH)
 
@@ -103,6 +104,30 @@ def _loader(bits: int) -> Any:
 
 load_byte, load_word = _loader(8), _loader(16)
 """The byte, and the 16-bit number, lowest byte first, at an address."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def weigh_words(_context: Any, _address: Any) -> Any:
+    """The sum of 256 words at an address in the upper half, and that of each times 256, 255 ... 1 in the lower."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        narrow, wide = (ir.VectorType(kind, LANES) for kind in (ir.IntType(16), _INT32))
+        total = weighted = ir.Constant(wide, [0] * LANES)
+        for first in range(0, WEIGHED, LANES):
+            address = b.add(arguments[0], ir.Constant(_INT64, 2 * first))
+            words = b.zext(b.load(b.inttoptr(address, narrow.as_pointer()), align=1), wide)
+            weights = ir.Constant(wide, [WEIGHED - first - lane for lane in range(LANES)])
+            total, weighted = b.add(total, words), b.add(weighted, b.mul(words, weights))
+        sums = [b.zext(_summed(b, vector), _INT64) for vector in (total, weighted)]
+        return b.or_(b.shl(sums[0], ir.Constant(_INT64, 32)), sums[1])
+
+    return types.uint64(types.int64), codegen
+
+
+def _summed(b: Any, vector: Any) -> Any:
+    kind = ir.FunctionType(_INT32, [vector.type])
+    function = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.add.v{LANES}i32")
+    return b.call(function, [vector])
 
 
 @intrinsic  # type: ignore[untyped-decorator]

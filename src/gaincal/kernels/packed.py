@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 BLOCK = 4096
-"""Elements of a block, which is what bitshuffle itself chooses for 16-bit words; a tile of the kernel."""
+"""Elements of a block, which is what bitshuffle itself chooses for 16-bit words; whole tiles of the kernel."""
 WORD_BYTES = 2
 STEP = 64
 """Elements that are exchanged with bit planes at a time: blocks of other lengths are decoded by the library."""

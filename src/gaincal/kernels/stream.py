@@ -16,6 +16,7 @@ from gaincal.formulas.program import MISSING_BIT
 from gaincal.kernels.checksum import MODULUS
 from gaincal.kernels.decode import CHECKSUM_BYTES, HEADER_BYTES, LENGTH_BYTES
 from gaincal.kernels.machine import (
+    WEIGHED,
     WIDTH,
     call_kernel,
     call_lz4,
@@ -28,6 +29,7 @@ from gaincal.kernels.machine import (
     store_big_endian,
     store_byte,
     store_number,
+    weigh_words,
 )
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
 
@@ -57,15 +59,14 @@ def _exchanged(rest: Any) -> Any:
 def _fletcher32(start: int, size: int) -> Any:
     first, second = np.uint64(0), np.uint64(0)
     even = size // 2
-    for begin in range(0, even, BLOCK):
-        count = even - begin if even - begin < BLOCK else BLOCK
-        total, weighted = np.uint64(0), np.uint64(0)
-        for k in range(count):
-            word = load_word(start + 2 * (begin + k))
-            total += word
-            weighted += word * np.uint64(count - k)
-        second = _rest(second + np.uint64(count) * first + weighted)
-        first = _rest(first + total)
+    whole = even - even % WEIGHED
+    for begin in range(0, whole, WEIGHED):
+        sums = weigh_words(start + 2 * begin)
+        second = _rest(second + np.uint64(WEIGHED) * first + (sums & np.uint64(0xFFFFFFFF)))
+        first = _rest(first + (sums >> np.uint64(32)))
+    for k in range(whole, even):
+        first = _rest(first + load_word(start + 2 * k))
+        second = _rest(second + first)
     if size % 2:
         first = _rest(first + load_byte(start + size - 1))
         second = _rest(second + first)
