@@ -35,13 +35,14 @@ def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     words = aligned(switched.words(case, frames), np.uint16)
     program = calibration.program("energy")
     arrays = calibration.block(program, {"raw": words}, slice(None))
+    still = calibration.still(program)
     out = empty_aligned((frames, words[0].size), np.float32)
     flags = empty_aligned(out.shape, np.uint32)
     flat, flat_out = words.reshape(-1), out.reshape(-1)
     return {
         "copy": lambda: copy(flat, flat_out),
-        "kernel": lambda: blocks.evaluate(program, arrays, out),
-        "kernel and flags": lambda: blocks.evaluate(program, arrays, out, flags),
+        "kernel": lambda: blocks.evaluate(program, arrays, out, still=still),
+        "kernel and flags": lambda: blocks.evaluate(program, arrays, out, flags, still=still),
     }
 
 
@@ -100,11 +101,11 @@ def family_tasks(name: str, frames: int) -> dict[str, Callable[[], object]]:
     program = calibration.program()
     words = {n: aligned(w, w.dtype) for n, w in words.items()}
     arrays = calibration.block(program, words, slice(None))
-    first = next(iter(words.values()))
+    still, first = calibration.still(program), next(iter(words.values()))
     out = empty_aligned((len(first), first[0].size), np.dtype(program.dtype))
     return {
         "copy": lambda: copy(first.reshape(-1), out.reshape(-1)),
-        "kernel": lambda: blocks.evaluate(program, arrays, out),
+        "kernel": lambda: blocks.evaluate(program, arrays, out, still=still),
     }
 
 

@@ -255,9 +255,11 @@ class _Emitter:
                 frame = self._frame(number)
                 following = self.b.add(number, ir.Constant(INT64, 1))
                 last = self.b.icmp_signed("==", following, self.end)
-                ahead = self._rows(self.b.select(last, number, following))
+                # After the last frame comes the next tile of the first.
+                ahead = self._rows(self.b.select(last, self.begin, following))
+                skip = self.b.select(last, ir.Constant(INT64, TILE), ir.Constant(INT64, 0))
                 with self._range(low, whole, GROUP) as pixel:
-                    self._prefetch(ahead, pixel)
+                    self._prefetch(ahead, self.b.add(pixel, skip))
                     self._group(frame, pixel, low)
                 with self._range(whole, high, 1) as pixel:
                     usual, one = self.paths[0], Lowering(self.b, self.program, 1)
