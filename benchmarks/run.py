@@ -30,9 +30,18 @@ FAMILY_FRAMES = 64
 READ_FRAMES, APPLY_FRAMES = 100, 1000
 MEMORY_FRAMES = 10_000
 Found = dict[str, dict[str, float]]
-PEAK = "import sys; from gaincal.verbs.apply import apply; import resource as r; import gaincal.kernels.stream; \
-b = r.getrusage(r.RUSAGE_SELF).ru_maxrss; apply(sys.argv[1], sys.argv[2], output='counts', dtype='int16'); \
-print((r.getrusage(r.RUSAGE_SELF).ru_maxrss - b) / 1024)"
+PEAK = """
+import sys
+import gaincal.kernels.stream
+from gaincal.verbs.apply import apply
+
+def peak():  # of this process alone: getrusage counts its parent, too
+    return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024
+
+before = peak()
+apply(sys.argv[1], sys.argv[2], output="counts", dtype="int16")
+print(peak() - before)
+"""
 
 
 def kernel() -> Found:
