@@ -425,3 +425,20 @@ def test_too_little_memory_for_a_frame_is_refused(plain: Run, out: Path, monkeyp
     with pytest.raises(RequestError, match=r"a frame on its way takes \d+ MiB"):
         apply(plain.master, out, max_memory=1)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("output", ["energy", "counts"])
+def test_what_numpy_computes_is_what_is_compiled(
+    plain: Run, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for uncompiled in (-1, 1 << 40):
+        monkeypatch.setattr("gaincal.kernels.pipeline.UNCOMPILED_WORDS", uncompiled)
+        target = tmp_path / f"{uncompiled}.nxs"
+        result = apply(plain.master, target, output=output, errors=output == "energy")
+        found.append((result.flags, contents(target, "/entry/data/data")))
+        if output == "energy":
+            found[-1] += (contents(target, "/entry/data/data_errors"),)
+    assert found[0][0] == found[1][0]
+    for compiled, interpreted in zip(found[0][1:], found[1][1:], strict=True):
+        same_bits(compiled, interpreted)

@@ -13,7 +13,7 @@ import hdf5plugin
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import build_run, detector_formula
+from conftest import build_run, build_virtual_run, detector_formula
 
 from gaincal.calibration import Calibration, ConstantMap, RawLayout, bind
 from gaincal.errors import FileError
@@ -23,6 +23,7 @@ from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import libraries, reference
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.nexus.evaluate import Evaluation
+from gaincal.nexus.read import open_master
 from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Words
 from gaincal.verbs.apply import apply
@@ -400,3 +401,9 @@ def test_a_damaged_chunk_of_the_second_input_is_named(tmp_path: Path) -> None:
         evaluation = Evaluation(bound, sources, bound.program("signal"), 2)
         with pytest.raises(FileError, match=r"/digital chunk \(2, 1, 0, 0\)"):
             evaluation.read((0, 0, 0, 0), (3, 2, 64, 64))
+
+
+def test_frames_of_which_nothing_is_there_are_not_packed_where_pixels_make_no_planes(tmp_path: Path) -> None:
+    master = open_master(build_virtual_run(tmp_path, (12, 4, 8)).master)  # 32 pixels, frames that no source covers
+    with master.resolver:
+        assert all(master.words["raw"].packed(first, 1) is None for first in range(12))

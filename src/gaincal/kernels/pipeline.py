@@ -80,7 +80,11 @@ def interpret(program: Program, arrays: Mapping[str, Array], results: Results, m
     """Compute a block with NumPy alone: the same bits, and nothing to compile."""
     value, flags = empty_aligned(results.shape, program.dtype), empty_aligned(results.shape, np.uint32)
     types = dict(program.types)
-    by_frame = {i.name for i in program.inputs if FRAME in types[i.name].dims or not types[i.name].dims}
+    by_frame = {
+        item.name
+        for item in program.given
+        if FRAME in types[item.name].dims or not (types[item.name].dims or item.name in program.labelled)
+    }
     for frame in range(len(value)):  # one at a time: every step makes an array of its own
         own = {n: a[frame : frame + 1] if n in by_frame else a for n, a in arrays.items()}
         value[frame], flags[frame] = reference.evaluate(program, own)

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from gaincal.kernels.codecs import Bytes
-from gaincal.kernels.packed import BLOCK, STEP, Packed
+from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.threads import run_all
 from gaincal.nexus.dataset import Box, PlainDataset, intersection
 
@@ -58,7 +58,7 @@ def plan(piece: Piece, shape: tuple[int, ...]) -> Plan | None:
     source, pixels = piece.source, shape[1:]
     if source is None:
         return []
-    if math.prod(pixels) % STEP or not source.packable:
+    if not source.packable:
         return None
     first = piece.source_part(((piece.box[0][0], *piece.box[0][1:]), (1, *piece.box[1][1:])))
     found = []

@@ -7,6 +7,7 @@ of plain datasets, and each box is read by itself; what no box covers is missing
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.packed import Packed
+from gaincal.kernels.packed import STEP, Packed
 from gaincal.kernels.threads import run_all
 from gaincal.nexus.dataset import (
     MAX_INFLATION,
@@ -221,7 +222,7 @@ class Words:
         FileError
             If a chunk cannot be one.
         """
-        if not self._disjoint:
+        if not self._disjoint or math.prod(self.shape[1:]) % STEP:
             return None
         touched = np.flatnonzero((self._starts[:, 0] < first + count) & (self._stops[:, 0] > first)).tolist()
         for k in touched:
