@@ -102,7 +102,8 @@ def known_conditions(kernel: Any, run: Run, pixels: int, threads: int, still: St
     results = [0] * (1 + kernel.flags)
     table = np.array([*addresses, *results, *conditions_of(run, conditions)], np.int64)
     parts = _split(1, run.first, run.last, threads)
-    run_all([partial(kernel.prepare, table.ctypes.data, pixels, *part) for part in parts], threads)
+    jobs = [partial(kernel.prepare, table.ctypes.data, pixels, *part) for part in parts]
+    run_all(jobs if kernel.conditions else [], threads)
     if still is not None:
         still.found[key] = kernel, conditions
     return conditions

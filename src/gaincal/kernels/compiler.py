@@ -59,7 +59,7 @@ class Kernel:
     def __init__(self, compute: Any, prepare: Any, conditions: int, flags: bool) -> None:
         self._owners = compute, prepare
         self.conditions, self.flags, self.address = conditions, flags, int(compute.address)
-        self._compute, self._prepare = (_SIGNATURE(int(f.address)) for f in self._owners)
+        self._compute, self._prepare = (f and _SIGNATURE(int(f.address)) for f in self._owners)
 
     def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
         """Compute, without the interpreter's lock; see `compile_program`."""
@@ -111,7 +111,8 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
         conditions.append(len(emitter.bits))
         emitter.emit()
 
-    compute, prepare = _function(program, layout, emit), _function(program, layout, _Emitter.emit_conditions)
+    compute = _function(program, layout, emit)
+    prepare = _function(program, layout, _Emitter.emit_conditions) if conditions[0] else None
     return Kernel(compute, prepare, conditions[0], layout.flags)
 
 
@@ -145,8 +146,8 @@ class _Path:
         Types of everything under what is assumed.
     still, asked : list of (str, bool)
         What must hold for a pixel to have a value: the same in every frame, and to be asked for each word.
-    sound : Room
-        Where `still` is given.
+    sound : Room or None
+        Where `still` is given, if anything is demanded.
     kept : dict of str to Room
         Where other things are that are the same in every frame: conditions are given, numbers kept by tile.
     never : tuple of str
@@ -157,7 +158,7 @@ class _Path:
     types: dict[str, Type]
     still: Demands
     asked: Demands
-    sound: Room
+    sound: Room | None
     kept: dict[str, Room]
     never: tuple[str, ...] = ()
 
@@ -216,8 +217,9 @@ class _Emitter:
             if name not in kept:
                 logical = types[name].kind == "logical"
                 kept[name] = self._condition() if logical else lowering.room(types[name], TILE)
-        sound = self._condition()
-        return _Path(number, types, [d for d in conditions if d[0] in still], asked, sound, kept)
+        demanded = [d for d in conditions if d[0] in still]
+        sound = self._condition() if demanded else None
+        return _Path(number, types, demanded, asked, sound, kept)
 
     def _entry(self, number: int) -> Value:
         """A number of the table that the kernel is given."""
@@ -233,7 +235,8 @@ class _Emitter:
         """A path whose conditions begin with the first pixel of a tile."""
         skip = self.b.lshr(self.b.sub(low, self.origin), ir.Constant(INT64, 3))
         moved = {n: replace(r, start=self.b.add(r.start, skip)) if r.conditions else r for n, r in path.kept.items()}
-        return replace(path, sound=replace(path.sound, start=self.b.add(path.sound.start, skip)), kept=moved)
+        sound = path.sound and replace(path.sound, start=self.b.add(path.sound.start, skip))
+        return replace(path, sound=sound, kept=moved)
 
     def _results(self, asked: Demands) -> list[str]:
         """What must be known of every pixel of every frame."""
@@ -304,7 +307,7 @@ class _Emitter:
         """Compute what does not change from frame to frame for the pixels of a tile: conditions, or numbers."""
         shared = self.paths[0].kept if path.number else {}
         new = [name for name, room in path.kept.items() if name not in shared and room.conditions is conditions]
-        if not (new or conditions):
+        if not new and not (conditions and path.sound):
             return
         with self._range(low, whole, LANES) as pixel:
             lowering, place = Lowering(self.b, self.program, LANES, path.types), self.b.sub(pixel, low)
@@ -312,7 +315,7 @@ class _Emitter:
             self._compute(lowering, [*new, *(name for name, _ in path.still if conditions)], {}, pixel, values)
             for name in new:
                 lowering.keep(values[name], path.kept[name], place)
-            if conditions:
+            if conditions and path.sound is not None:
                 lowering.keep(self._all(lowering, path.still, values, lowering.true()), path.sound, place)
 
     @staticmethod
@@ -382,7 +385,8 @@ class _Emitter:
             place = self.b.sub(pixel, low)
             kept = {n: lowering.kept(room, place) for n, room in path.kept.items()}
             values = kept | frame.uniform[path.number] | dict.fromkeys(path.never, ir.Constant(BIT, 0))
-            self._pixels(lowering, frame.rows, pixel, values, path.asked, lowering.kept(path.sound, place))
+            sound = lowering.true() if path.sound is None else lowering.kept(path.sound, place)
+            self._pixels(lowering, frame.rows, pixel, values, path.asked, sound)
 
     def _pixels(
         self, lowering: Lowering, rows: Rows, pixel: Value, values: dict[str, Value], asked: Demands, sound: Value
