@@ -47,8 +47,3 @@ class Packed:
     def dtype(self) -> np.dtype[Any]:
         """Of the words."""
         return np.dtype(np.uint16)
-
-    @property
-    def missing(self) -> npt.NDArray[np.bool_]:
-        """Where there are no words (frame, tile)."""
-        return np.asarray(self.blocks[..., 0] == 0)
