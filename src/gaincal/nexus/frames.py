@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import h5py
@@ -20,7 +19,7 @@ from gaincal.nexus.group import new_group
 Progress = Callable[[int, int], None]
 FRAMES_AT_ONCE = 16
 BLOCKS_AT_ONCE = 2
-"""One is computed while the one before is written."""
+"""Values, and what is stored of them."""
 FLAGS_BYTES = 4
 MAX_MEMORY = 1024
 """MiB."""
@@ -93,23 +92,12 @@ def signal_group(entry: h5py.Group, rank: int) -> h5py.Group:
 
 
 def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Iterator[tuple[int, int, Chunks]]:
-    """Blocks of frames (first, number, chunks), in order, each computed while the one before is written."""
+    """Blocks of frames (first, number, chunks), in order."""
     pixels = int(np.prod(evaluation.shape[1:]))
-
-    def compute(begin: int, number: int) -> tuple[int, int, Chunks]:
+    for begin, number in split_frames(*cut):
         chunks = Chunks(number, pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
         evaluation.store(begin, number, chunks, tally)
-        return begin, number, chunks
-
-    with ThreadPoolExecutor(1, thread_name_prefix="gaincal-ahead") as ahead:
-        pending: Future[tuple[int, int, Chunks]] | None = None
-        for begin, number in split_frames(*cut):
-            following = ahead.submit(compute, begin, number)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
-            yield pending.result()
+        yield begin, number, chunks
 
 
 def frames_at_once(evaluation: Evaluation, spread: Evaluation | None, max_memory: int | None) -> int:
