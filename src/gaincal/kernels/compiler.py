@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from gaincal.formulas.checks import FRAME
 from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import Type
 from gaincal.formulas.program import Program
-from gaincal.kernels.delivery import Delivery, Demands, demands
+from gaincal.kernels.delivery import Delivery, Demands, demands, finite_numbers
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
 from gaincal.kernels.shortcut import find_shortcut, rare_words
@@ -33,6 +33,8 @@ from gaincal.kernels.still import kept_names, known, needed, pixelwise, still_na
 from gaincal.kernels.vectors import BIT, INT8, INT32, INT64, Builder, Room, Value, storage_type
 
 TILE = 2048
+MANY_MIXED = 2
+"""Where more than one group in so many is of several stages, constants of all stages are needed all the time."""
 GROUP = 64
 LANES = 16
 VALUE, FLAGS = "-> value", "-> flags"
@@ -152,6 +154,8 @@ class _Path:
         Where other things are that are the same in every frame: conditions are given, numbers kept by tile.
     never : tuple of str
         Conditions that do not hold.
+    trusted : tuple of str, optional
+        Numbers that are taken to be finite, as the result is then; None if each is asked.
     """
 
     number: int
@@ -161,6 +165,7 @@ class _Path:
     sound: Room | None
     kept: dict[str, Room]
     never: tuple[str, ...] = ()
+    trusted: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,8 @@ class _Emitter:
         if self.shortcut is not None:
             self.paths.append(self._path(1, self.shortcut.types, self.paths[0].kept))
         self.here = self.paths
+        self.again, self.mixed = (cgutils.alloca_once(builder, kind) for kind in (BIT, INT64))
+        self.sums = list[Value]()
 
     def _path(self, number: int, types: dict[str, Type], kept: dict[str, Room]) -> _Path:
         still, lowering = still_names(self.program, types), Lowering(self.b, self.program, LANES, types)
@@ -244,41 +251,58 @@ class _Emitter:
 
     def emit_conditions(self) -> None:
         """Everything that can be said of pixels before there is a frame."""
-        with self._tiles() as (low, whole, _):
+        with self._tiles(self.first, self.last, ir.Constant(INT64, TILE)) as (low, whole, _):
             for path in self.paths:
                 self._keep(self._at(path, low), low, whole, True)
 
     def emit(self) -> None:
-        """The frames."""
-        with self._tiles() as (low, whole, high):
-            self.here = [self._at(path, low) for path in self.paths]
-            for path in self.here:
-                self._keep(path, low, whole, False)
-            with self._range(self.begin, self.end, 1) as number:
-                frame = self._frame(number)
-                following = self.b.add(number, ir.Constant(INT64, 1))
-                last = self.b.icmp_signed("==", following, self.end)
-                # After the last frame comes the next tile of the first.
-                ahead = self._rows(self.b.select(last, self.begin, following))
-                skip = self.b.select(last, ir.Constant(INT64, TILE), ir.Constant(INT64, 0))
-                with self._range(low, whole, GROUP) as pixel:
-                    self._prefetch(ahead, self.b.add(pixel, skip))
-                    self._group(frame, pixel, low)
-                with self._range(whole, high, 1) as pixel:
-                    usual, one = self.paths[0], Lowering(self.b, self.program, 1)
-                    self._pixels(one, frame.rows, pixel, frame.uniform[0], usual.still + usual.asked, one.true())
+        """The frames, tile by tile."""
+        self.b.store(ir.Constant(INT64, 0), self.mixed)
+        with self._range(self.first, self.last, TILE) as start:
+            stop = self._least(self.b.add(start, ir.Constant(INT64, TILE)), self.last)
+            with self._tiles(start, stop, self._tile_length()) as (low, whole, high):
+                self.here = [self._at(path, low) for path in self.paths]
+                for path in self.here:
+                    self._keep(path, low, whole, False)
+                with self._range(self.begin, self.end, 1) as number:
+                    self._tile(number, low, whole, high)
+
+    def _tile_length(self) -> Value:
+        """Half a tile where many groups of the one before were of several stages: their planes fit the first cache."""
+        groups = self.b.mul(self.b.sub(self.end, self.begin), ir.Constant(INT64, TILE // GROUP // MANY_MIXED))
+        many = self.b.icmp_signed(">", self.b.load(self.mixed), groups)
+        self.b.store(ir.Constant(INT64, 0), self.mixed)
+        return self.b.select(many, ir.Constant(INT64, TILE // 2), ir.Constant(INT64, TILE))
+
+    def _tile(self, number: Value, low: Value, whole: Value, high: Value) -> None:
+        """A tile of a frame."""
+        frame = self._frame(number)
+        following = self.b.add(number, ir.Constant(INT64, 1))
+        last = self.b.icmp_signed("==", following, self.end)
+        # After the last frame comes the next tile of the first.
+        ahead = self._rows(self.b.select(last, self.begin, following))
+        skip = self.b.select(last, self.b.sub(high, low), ir.Constant(INT64, 0))
+        with self._range(low, whole, GROUP) as pixel:
+            self._prefetch(ahead, self.b.add(pixel, skip))
+            self._group(frame, pixel, low)
+        with self._range(whole, high, 1) as pixel:
+            usual, one = self.paths[0], Lowering(self.b, self.program, 1)
+            self._pixels(one, frame.rows, pixel, frame.uniform[0], usual.still + usual.asked, one.true())
 
     @contextmanager
-    def _tiles(self) -> Iterator[tuple[Value, Value, Value]]:
+    def _tiles(self, first: Value, last: Value, length: Value) -> Iterator[tuple[Value, Value, Value]]:
         """Tiles of pixels: the first, the one behind the last whole group, and the one behind all."""
-        with self._range(self.first, self.last, TILE) as low:
-            end = self.b.add(low, ir.Constant(INT64, TILE))
-            high = self.b.select(self.b.icmp_signed("<", end, self.last), end, self.last)
+        with self._range(first, last, length) as low:
+            high = self._least(self.b.add(low, length), last)
             yield low, self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP))), high
 
+    def _least(self, a: Value, b: Value) -> Value:
+        return self.b.select(self.b.icmp_signed("<", a, b), a, b)
+
     @contextmanager
-    def _range(self, start: Value, stop: Value, step: int) -> Any:
-        with cgutils.for_range_slice(self.b, start, stop, ir.Constant(INT64, step), intp=INT64) as (index, _):
+    def _range(self, start: Value, stop: Value, step: int | Value) -> Any:
+        step = ir.Constant(INT64, step) if isinstance(step, int) else step
+        with cgutils.for_range_slice(self.b, start, stop, step, intp=INT64) as (index, _):
             yield index
 
     def _frame(self, number: Value) -> _Frame:
@@ -343,27 +367,60 @@ class _Emitter:
                 lowering.prefetch(lowering.offset(rows[name], pixel, size), GROUP * size, written)
 
     def _group(self, frame: _Frame, pixel: Value, low: Value) -> None:
-        """A group of pixels: the short way where all of them are as assumed."""
+        """A group of pixels: the short way where all are as assumed, and the usual one where that was wrong."""
         usual, *short = self.here
-        if not short:
+        if short:
+            with self.b.if_else(self._elsewhere(frame, pixel), likely=False) as (mixed, same):
+                with mixed:
+                    self.b.store(self.b.add(self.b.load(self.mixed), ir.Constant(INT64, 1)), self.mixed)
+                    self._mixed(usual, frame, pixel, low)
+                with same:
+                    self._trusting(short[0], frame, pixel, low)
+        else:
+            self._mixed(usual, frame, pixel, low)
+        with self.b.if_then(self.b.load(self.again), likely=False):
             self._lanes(usual, frame, pixel, low)
-            return
-        with self.b.if_else(self._elsewhere(frame, pixel), likely=False) as (mixed, same):
-            with mixed:
-                self._mixed(usual, frame, pixel, low)
-            with same:
-                self._lanes(short[0], frame, pixel, low)
 
     def _mixed(self, usual: _Path, frame: _Frame, pixel: Value, low: Value) -> None:
         """A group of several stages: special words are asked for once, not pixel by pixel."""
         if not self.rare:
-            self._lanes(usual, frame, pixel, low)
+            self._trusting(usual, frame, pixel, low)
             return
         with self.b.if_else(self._any_rare(frame, pixel), likely=False) as (special, plain):
             with special:
-                self._lanes(usual, frame, pixel, low)
+                self.b.store(ir.Constant(BIT, 1), self.again)
             with plain:
-                self._lanes(replace(usual, never=tuple(self.rare)), frame, pixel, low)
+                self._trusting(replace(usual, never=tuple(self.rare)), frame, pixel, low)
+
+    def _trusting(self, path: _Path, frame: _Frame, pixel: Value, low: Value) -> None:
+        """A group as if all numbers were finite; if one is not, neither is the sum of them times 0."""
+        if not self.program.voiding:
+            self._lanes(path, frame, pixel, low)
+            self.b.store(ir.Constant(BIT, 0), self.again)
+            return
+        numbers = finite_numbers(self.program, path.asked)
+        left = [demand for demand in path.asked if demand[0] not in numbers]
+        lowering = Lowering(self.b, self.program, LANES)
+        self.sums = [self._sum(lowering) for _ in range(len(numbers) + 1)]
+        self._lanes(replace(path, asked=left, trusted=tuple(numbers.values())), frame, pixel, low)
+        sums = [lowering.is_nan(self.b.load(room)) for room in self.sums]
+        self.b.store(lowering.any(reduce(self.b.or_, sums)), self.again)
+
+    def _sum(self, lowering: Lowering) -> Value:
+        """Where numbers of each lane are added up, one chain beside another; 0 to begin with."""
+        kind = lowering.vector(lowering.real)
+        room = cgutils.alloca_once(self.b, kind)
+        self.b.store(lowering.constant(kind, 0), room)
+        return room
+
+    def _add_up(self, lowering: Lowering, numbers: Iterable[Value], sound: Value) -> None:
+        """Add 0 times each number to its sum, where a pixel can have a value at all."""
+        for number, room in zip(dict.fromkeys(numbers), self.sums, strict=False):
+            total, real = self.b.load(room), lowering.floating(lowering.splat(number), lowering.real)
+            zero = lowering.constant(real.type, 0)
+            # Only whether it is a NaN matters here, so that rounding once instead of twice changes nothing.
+            added = self.b.fadd(total, self.b.fmul(real, zero, flags=["contract"]), flags=["contract"])
+            self.b.store(self.b.select(lowering.splat(sound), added, total), room)
 
     def _any_rare(self, frame: _Frame, pixel: Value) -> Value:
         """Whether any word of a group is one of the special ones, or may be."""
@@ -386,17 +443,28 @@ class _Emitter:
             kept = {n: lowering.kept(room, place) for n, room in path.kept.items()}
             values = kept | frame.uniform[path.number] | dict.fromkeys(path.never, ir.Constant(BIT, 0))
             sound = lowering.true() if path.sound is None else lowering.kept(path.sound, place)
-            self._pixels(lowering, frame.rows, pixel, values, path.asked, sound)
+            self._pixels(lowering, frame.rows, pixel, values, path.asked, sound, path.trusted)
 
     def _pixels(
-        self, lowering: Lowering, rows: Rows, pixel: Value, values: dict[str, Value], asked: Demands, sound: Value
+        self,
+        lowering: Lowering,
+        rows: Rows,
+        pixel: Value,
+        values: dict[str, Value],
+        asked: Demands,
+        sound: Value,
+        trusted: tuple[str, ...] | None = None,
     ) -> None:
         """Everything for the pixels from `pixel` on."""
         values = dict(values)
-        self._compute(lowering, self._results(asked), rows, pixel, values)
+        self._compute(lowering, [*self._results(asked), *(trusted or ())], rows, pixel, values)
         delivery, streaming = Delivery(lowering, self.program), self.layout.streaming and lowering.width == LANES
         valid = self._all(lowering, asked, values, sound)
-        result, fine, raised = delivery.value(values[self.program.value], valid)
+        value = values[self.program.value]
+        result, fine, raised = delivery.value(value, valid, trusted is not None)
+        if trusted is not None:
+            numbers = [values[name] for name in trusted]
+            self._add_up(lowering, [*numbers, *delivery.must_be_finite(value)], sound)
         lowering.store(result, lowering.offset(rows[VALUE], pixel, self.size), streaming)
         if self.layout.flags:
             flags = self._flags(delivery, rows, pixel, values, fine, raised)

@@ -30,11 +30,14 @@ class Delivery:
     def __init__(self, lowering: Lowering, program: Program) -> None:
         self.lowering, self.program = lowering, program
 
-    def value(self, value: Value, valid: Value) -> tuple[Value, Value, dict[int, Value]]:
-        """The value in the program's dtype, or the fill; where nothing is raised; what is raised, by bit."""
+    def value(self, value: Value, valid: Value, finite: bool = False) -> tuple[Value, Value, dict[int, Value]]:
+        """The value in the program's dtype, or the fill; where nothing is raised; what is raised, by bit.
+
+        With `finite` it is taken for granted that there is a value wherever it is valid.
+        """
         low, b, program = self.lowering, self.lowering.b, self.program
         convert = self._to_floating if program.limits is None else self._to_integer
-        result, there, clipped = convert(low.splat(value))
+        result, there, clipped = convert(low.splat(value), finite)
         if not program.voiding:
             return result, low.true(), {}
         valid = low.splat(valid)
@@ -43,6 +46,12 @@ class Delivery:
         delivered = b.select(fine, result, low.constant(result.type, fill))
         raised = {NO_VALUE_BIT: b.and_(valid, low.negation(there)), CLIPPED_BIT: b.and_(valid, clipped)}
         return delivered, b.and_(fine, low.negation(clipped)), raised
+
+    def must_be_finite(self, value: Value) -> list[Value]:
+        """The number that must be finite for a valid pixel to have a value, if there is one."""
+        if self.program.limits is None:
+            return [self._to_floating(self.lowering.splat(value), True)[0]]
+        return [value] if self.lowering.is_real(value) else []
 
     def flags(self, values: Mapping[str, Value], raised: Mapping[int, Value]) -> Value:
         """All flags, as int32."""
@@ -57,20 +66,20 @@ class Delivery:
         raised = low.b.select(condition, low.constant(flags.type, int(value)), low.constant(flags.type, 0))
         return low.b.or_(flags, raised)
 
-    def _to_floating(self, value: Value) -> tuple[Value, Value, Value]:
+    def _to_floating(self, value: Value, finite: bool) -> tuple[Value, Value, Value]:
         low = self.lowering
         result = low.floating(value, storage_type(np.dtype(self.program.dtype)))
         never = low.constant(low.vector(BIT), 0)
-        return result, low.finite(result), never
+        return result, low.true() if finite else low.finite(result), never
 
-    def _to_integer(self, value: Value) -> tuple[Value, Value, Value]:
+    def _to_integer(self, value: Value, finite: bool) -> tuple[Value, Value, Value]:
         """Saturate at the ends of the range; where there is no number the result is arbitrary."""
         low, b = self.lowering, self.lowering.b
         assert self.program.limits is not None
         least, most = self.program.limits
         wide = INT32 if least >= -(2**31) and most < 2**31 else INT64
         if low.is_real(value):
-            there = low.finite(value)
+            there = low.true() if finite else low.finite(value)
             real = np.dtype(self.program.compute).type
             inner_least, inner_most = _inward(least, real, np.inf), _inward(most, real, -np.inf)
         else:
@@ -114,6 +123,13 @@ def demands(program: Program, types: Mapping[str, Type]) -> Demands:
     chosen = [steps[n] for n in finite & steps.keys() if steps[n].operation == "select"]
     implied = {("greater_equal", (index, "0")) for step in chosen for index in step.arguments[1:]}
     return [(n, holds) for n, holds in found if _fact(steps[n], holds) not in implied]
+
+
+def finite_numbers(program: Program, asked: Demands) -> dict[str, str]:
+    """The numbers that demands want to be finite, by the demands."""
+    steps = {step.name: step for step in program.steps}
+    conditions = [steps[name] for name, holds in asked if holds and steps[name].operation == "finite"]
+    return {step.name: step.arguments[0] for step in conditions if literal_value(step.arguments[0]) is None}
 
 
 def _taken_apart(steps: Steps, types: Mapping[str, Type], wanted: Demands, facts: frozenset[Fact]) -> Demands:

@@ -22,6 +22,8 @@ Value = Any  # llvmlite's types differ from version to version
 Builder = Any
 CACHE_LINE = 64
 REGISTER_BITS = 512
+SECOND_CACHE = 2
+"""How LLVM calls it when something is to be kept there."""
 MANY_BITS = 8
 """Words that have as many low bits in common with a special one are rare enough to be taken for one."""
 MAX_COMPARED = 16
@@ -196,11 +198,14 @@ class Vectors:
             stored.set_metadata("nontemporal", self.b.module.add_metadata([ir.Constant(INT32, 1)]))
 
     def prefetch(self, address: Value, size: int, write: bool) -> None:
-        """Ask for some bytes before they are needed; any address will do."""
+        """Ask the second cache for some bytes before they are needed; any address will do.
+
+        Not the first: requests to memory would take the places of its misses that constants wait for.
+        """
         pointer = ir.IntType(8).as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [pointer, INT32, INT32, INT32])
         fetch = self.b.module.declare_intrinsic("llvm.prefetch", [pointer], signature)
-        keep, data = ir.Constant(INT32, 3), ir.Constant(INT32, 1)
+        keep, data = ir.Constant(INT32, SECOND_CACHE), ir.Constant(INT32, 1)
         for line in range(0, size, CACHE_LINE):
             where = self.b.inttoptr(self.b.add(address, ir.Constant(INT64, line)), pointer)
             self.b.call(fetch, [where, ir.Constant(INT32, int(write)), keep, data])
