@@ -20,8 +20,17 @@ MOSTLY = 0.5
 """Where less than this part of the pixels has a value, something is probably mixed up."""
 
 
-def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> tuple[Array | None, list[str]]:
+def make_preview(
+    calibration: Calibration, words: Mapping[str, Readable], frames: Array | None = None
+) -> tuple[Array | None, list[str]]:
     """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    words : mapping of str to Readable
+    frames : ndarray of int, optional
+        Which frames; a few of all if None.
 
     Returns
     -------
@@ -35,10 +44,10 @@ def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> tup
         return None, []
     program = calibration.program(output)
     evaluation = Evaluation(calibration, words, program)
-    frames, pixels = evaluation.shape[0], evaluation.shape[1:]
+    pixels = evaluation.shape[1:]
     total, seen = np.zeros(pixels), np.zeros(pixels)
     counts, looked_at = np.zeros(32, np.int64), 0
-    for frame in np.unique(np.linspace(0, frames - 1, min(frames, PREVIEW_FRAMES)).astype(int)) if frames else []:
+    for frame in some_of(np.arange(evaluation.shape[0])) if frames is None else frames:
         start = (int(frame), *(0 for _ in pixels))
         values, flags = evaluation.read(start, (1, *pixels), with_flags=True)
         assert flags is not None
@@ -51,6 +60,11 @@ def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> tup
     with np.errstate(invalid="ignore"):
         picture = (image[0] / image[1]).astype(np.float32)
     return picture, _doubts(calibration, looked_at, int(seen.sum()), counts)
+
+
+def some_of(frames: Array, most: int = PREVIEW_FRAMES) -> Array:
+    """A few frames, evenly spread."""
+    return np.asarray(frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int))])
 
 
 def _doubts(calibration: Calibration, looked_at: int, valid: int, counts: Array) -> list[str]:
