@@ -103,6 +103,8 @@ def _chain(sample: h5py.Group) -> list[h5py.Dataset]:
 
 def _axis(dataset: h5py.Dataset) -> Axis | None:
     kind, units = _text(dataset.attrs.get(KIND, "")), _text(dataset.attrs.get(names.UNIT_ATTRIBUTE, ""))
+    if VECTOR not in dataset.attrs:
+        return None
     known = kind == TRANSLATION or (kind == ROTATION and units in DEGREES)
     if not known or dataset.ndim > 1 or dataset.dtype.kind not in "iuf" or not dataset.size:
         return None
@@ -268,7 +270,6 @@ def _add(sample: h5py.Group, name: str, direction: Direction, motion: Motion, co
     kind = ROTATION if direction.units in DEGREES else TRANSLATION
     chain = _chain(sample)
     dataset = _put(home, name, motion, count, 1.0, direction.units, kind)
-    dataset.attrs[KIND] = kind
     dataset.attrs[VECTOR] = np.array(direction.vector, np.float64)
     dataset.attrs[DEPENDS_ON] = chain[0].name if chain else "."
     if DEPENDS_ON in sample:
@@ -285,4 +286,5 @@ def _put(home: h5py.Group, name: str, motion: Motion, count: int, scale: float, 
     for key, value in values.items():
         home.create_dataset(key, data=value / scale)
         home[key].attrs[names.UNIT_ATTRIBUTE] = units
+        home[key].attrs[KIND] = kind
     return home[name]

@@ -11,6 +11,7 @@ from gaincal.nexus.fields import read_text
 from gaincal.nexus.trust import Place, Resolver
 
 GONE = ("not-found", "not-hdf5")
+FIELDS = ("file", "path", "checksum")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def find_origin(resolver: Resolver, place: Place) -> Origin | None:
     TrustError
         If the run lies where it must not.
     """
-    noted = [resolver.find(name, place) for name in (names.RUN_FILE, names.RUN_PATH, names.RUN_CHECKSUM)]
+    noted = [resolver.find(f"{names.VIEW_OF}/{name}", place) for name in FIELDS]
     if all(n is None for n in noted):
         return None
     file, path, checksum = (read_text(n) if n is not None else "" for n in noted)

@@ -29,6 +29,7 @@ from gaincal.nexus.group import (
     new_group,
     walk_fields,
 )
+from gaincal.nexus.origin import FIELDS as ORIGIN_FIELDS
 from gaincal.nexus.origin import Origin
 from gaincal.nexus.read import Master, descend, input_place
 from gaincal.nexus.run import map_words
@@ -39,7 +40,7 @@ from gaincal.nexus.words import Words
 from gaincal.nexus.write import NOT_BY_FRAME, array_field, copy_tree, field, new_process
 
 Array = npt.NDArray[Any]
-OWN = (names.INPUTS, names.GIVEN, names.INTEGRITY)
+OWN = (names.INPUTS, names.GIVEN, names.INTEGRITY, names.VIEW_OF)
 """Parts of a calibration that a view has for itself; it links all others."""
 SMALL = 4096
 """Values of an input that are copied rather than linked."""
@@ -145,6 +146,8 @@ class Acquisition:
     def _prepare_calibration(self) -> None:
         """What views link of the calibration, with the fields behind it, and the inputs that they may have to cut."""
         group, formula = self.master.located.group, self.master.stored.formula
+        if any(c.name == names.VIEW_OF for c in formula.constants):
+            raise RequestError(f"formula '{formula.name}' has a constant '{names.VIEW_OF}': views need that name")
         members = [name for name in self.resolver.members(group) if name not in OWN]
         self._shared = {name: self.resolver.walk(group, name) for name in members}
         held = {f"{c.name}/{c.name}" for c in formula.constants}
@@ -245,8 +248,8 @@ class Acquisition:
         formula = self.master.stored.formula
         collection = new_group(detector, names.CALIBRATION_GROUP, names.COLLECTION)
         group = new_group(collection, self.master.located.name, names.CALIBRATION)
-        for name, nx_class in zip(OWN, (names.PARAMETERS, names.PARAMETERS, names.NOTE), strict=True):
-            new_group(group, name, nx_class)
+        for name in OWN:
+            new_group(group, name, names.NOTE if name == names.INTEGRITY else names.PARAMETERS)
         for name, place in self._shared.items():
             group[name] = _link(written, place)
         fields = {}
@@ -269,12 +272,9 @@ class Acquisition:
         return checksum
 
     def _origin_fields(self, written: AtomicFile) -> dict[str, Array]:
-        noted = zip(
-            (names.RUN_FILE, names.RUN_PATH, names.RUN_CHECKSUM),
-            (_relative(written, self.origin.file), self.origin.path, self.origin.checksum),
-            strict=True,
-        )
-        return {path: np.array(text.encode("utf-8"), np.bytes_) for path, text in noted}
+        texts = (_relative(written, self.origin.file), self.origin.path, self.origin.checksum)
+        noted = zip(ORIGIN_FIELDS, texts, strict=True)
+        return {f"{names.VIEW_OF}/{name}": np.array(text.encode("utf-8"), np.bytes_) for name, text in noted}
 
 
 class _Cut:
