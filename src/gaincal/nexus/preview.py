@@ -45,20 +45,20 @@ def make_preview(
     program = calibration.program(output)
     evaluation = Evaluation(calibration, words, program)
     pixels = evaluation.shape[1:]
-    total, seen = np.zeros(pixels), np.zeros(pixels)
+    total, seen = _binned(np.zeros(pixels)), _binned(np.zeros(pixels))
     counts, looked_at = np.zeros(32, np.int64), 0
     for frame in some_of(np.arange(evaluation.shape[0])) if frames is None else frames:
         start = (int(frame), *(0 for _ in pixels))
         values, flags = evaluation.read(start, (1, *pixels), with_flags=True)
         assert flags is not None
         valid = (flags[0] == 0) & np.isfinite(values[0])
-        total += np.where(valid, values[0], 0)
-        seen += valid
+        total += _binned(np.where(valid, values[0], 0))
+        seen += _binned(valid)
         looked_at += valid.size
-        counts += [int(np.count_nonzero(flags & np.uint32(1 << bit))) for bit in range(32)]
-    image = _binned(total), _binned(seen)
+        raised = flags[flags != 0]
+        counts += [int(np.count_nonzero(raised & np.uint32(1 << bit))) for bit in range(32)]
     with np.errstate(invalid="ignore"):
-        picture = (image[0] / image[1]).astype(np.float32)
+        picture = (total / seen).astype(np.float32)
     return picture, _doubts(calibration, looked_at, int(seen.sum()), counts)
 
 
@@ -82,7 +82,10 @@ def _binned(image: Array) -> Array:
     flat = image.reshape(-1, image.shape[-1])
     step = -(-max(flat.shape) // PREVIEW_EDGE)
     rows, columns = (-(-n // step) * step for n in flat.shape)
-    padded = np.zeros((rows, columns))
-    padded[: flat.shape[0], : flat.shape[1]] = flat
-    summed = padded.reshape(rows // step, step, columns // step, step).sum(axis=(1, 3))
-    return np.asarray(summed)
+    if flat.shape != (rows, columns):
+        padded = np.zeros((rows, columns), image.dtype)
+        padded[: flat.shape[0], : flat.shape[1]] = flat
+        flat = padded
+    # Rows first: whole rows are added at a time.
+    summed = flat.reshape(rows // step, step, columns).sum(axis=1, dtype=np.float64)
+    return np.asarray(summed.reshape(rows // step, columns // step, step).sum(axis=2))

@@ -33,8 +33,8 @@ from gaincal.nexus.views import Acquisition
 from gaincal.sources.sweeps import Table, read_table
 
 Progress = Callable[[int, int], None]
-PREVIEW_WORDS = 1 << 24
-"""What the picture of a view may read: one or two frames of a large detector, eight of a small one."""
+PREVIEW_WORDS = 1 << 23
+"""What the picture of a view may read: one frame of a large detector, eight of a small one."""
 PREVIEW_FRAMES = 8
 
 
