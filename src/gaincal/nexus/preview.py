@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gaincal.calibration import Calibration
 from gaincal.formulas.program import RESERVED_FLAGS
+from gaincal.kernels.threads import available_threads
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.words import Readable
 
@@ -43,7 +44,7 @@ def make_preview(
     if output is None:
         return None, []
     program = calibration.program(output)
-    evaluation = Evaluation(calibration, words, program)
+    evaluation = Evaluation(calibration, words, program, available_threads())
     pixels = evaluation.shape[1:]
     total, seen = _binned(np.zeros(pixels)), _binned(np.zeros(pixels))
     counts, looked_at = np.zeros(32, np.int64), 0
