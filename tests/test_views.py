@@ -666,6 +666,11 @@ def test_apply_writes_the_frames_of_a_view(embedded: Embedded, tmp_path: Path) -
         assert file["entry/process_2/parameters/master"][()] == view.path.name.encode()
 
 
+# As in test_scatter: what clusters leave behind when they are closed.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.xdist_group("scatter")
 def test_apply_on_a_cluster_gives_the_same(own: Run, viewed: Path, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     from gaincal.scatter import apply_on, connected
