@@ -32,8 +32,8 @@ def members(groups: list[h5py.Group], nx_class: bytes) -> list[h5py.Group]:
     return [item for g in groups for item in g.values() if np.bytes_(item.attrs.get("NX_class", "")) == nx_class]
 
 def check(group: h5py.Group) -> None:
-    fields = {}
-    group.visititems(lambda name, item: fields.update({name.encode(): item} if isinstance(item, h5py.Dataset) else {}))
+    parts = {"": group} | {f"{name}/": part for name, part in group.items() if isinstance(part, h5py.Group)}
+    fields = {(p + n).encode(): f for p, part in parts.items() for n, f in part.items() if isinstance(f, h5py.Dataset)}
     checksum = fields.pop(b"integrity/checksum")[()].item().decode()
     for name in {*group["constants/name"][()]} & {*map(str.encode, group)}:  # each slab has a checksum of its own
         field, sums = fields.pop(name + b"/" + name), fields[name + b"/checksums"]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gaincal.lazy import open_calibrated, open_calibrated_dataset
     from gaincal.verbs.apply import apply
     from gaincal.verbs.embed import embed
+    from gaincal.verbs.views import views
 
 __all__ = [
     "Formula",
@@ -21,6 +22,7 @@ __all__ = [
     "embed",
     "open_calibrated",
     "open_calibrated_dataset",
+    "views",
 ]
 
 _HOME = {
@@ -30,6 +32,7 @@ _HOME = {
     "embed": "gaincal.verbs.embed",
     "open_calibrated": "gaincal.lazy",
     "open_calibrated_dataset": "gaincal.lazy",
+    "views": "gaincal.verbs.views",
 }
 
 

@@ -276,6 +276,82 @@ def _applying(scheduler: str | None, jobs: int | None) -> Iterator[Callable[...,
 
 
 @main.command()
+@click.argument("run")
+@click.option("-o", "directory", metavar="DIRECTORY", help="Where the views go; default: beside RUN.")
+@click.option("--sweeps", metavar="TABLE", help="CSV or TOML: name, first and frames (or ranges), axes.")
+@click.option("--every", type=int, metavar="N", help="Sweeps of N frames each.")
+@click.option("--inverse-beam", type=int, metavar="WEDGE", help="Sweeps A and B of interleaved wedges of WEDGE frames.")
+@click.option("--axis", "axes", multiple=True, metavar="NAME=START[:STEP]", help="Where an axis is. Repeatable.")
+@click.option(
+    "--vector",
+    "vectors",
+    multiple=True,
+    metavar="NAME=X,Y,Z[,UNIT]",
+    help="An axis that RUN does not have. Repeatable.",
+)
+@click.option("--allow-rest", is_flag=True, help="With --every: what remains becomes a shorter sweep.")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where RUN has several.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@_trust
+@_as_json
+def views(
+    run: str,
+    directory: str | None,
+    sweeps: str | None,
+    every: int | None,
+    inverse_beam: int | None,
+    axes: tuple[str, ...],
+    vectors: tuple[str, ...],
+    allow_rest: bool,
+    calibration: str | None,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write one NXmx master per sweep of RUN: its frames and its goniometer, and links to all else.
+
+    Inverse beam, many samples in one acquisition, grid scans: programs take one sweep per file.
+    """
+    from gaincal.progress import progress
+    from gaincal.sources.sweeps import parse_direction, parse_motion
+    from gaincal.verbs.views import summary
+    from gaincal.verbs.views import views as make
+
+    with progress("views", "sweeps") as advance:
+        done = make(
+            run,
+            directory,
+            sweeps=sweeps,
+            every=every,
+            inverse_beam=inverse_beam,
+            axes=_parsed(axes, "--axis", parse_motion),
+            directions=_parsed(vectors, "--vector", parse_direction),
+            allow_rest=allow_rest,
+            calibration=calibration,
+            overwrite=overwrite,
+            trust=trust,
+            progress=advance,
+        )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    click.echo("\n".join(one_line(line) for line in summary(done)))
+    for note in done.notes:
+        click.echo(f"note: {one_line(note)}", err=True)
+
+
+def _parsed(values: tuple[str, ...], option: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """NAME=VALUE arguments, each VALUE parsed."""
+    found = {}
+    for name, text in _pairs(values, option).items():
+        try:
+            found[name] = parse(text)
+        except ValueError as error:
+            raise RequestError(f"{option} {name}={text}: {error}") from None
+    return found
+
+
+@main.command()
 @click.argument("file")
 @click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
 @_trust
@@ -297,6 +373,7 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
         return lines + [f"  {d['path']}  {d['dtype']} {tuple(d['shape'])}" for d in found["datasets"]]
     formula = found["formula"]
     lines = [f"{found['file']}", f"  calibration {found['calibration']}  {found['checksum'][:23]}..."]
+    lines += [f"  a view of   {found['view_of']}"] if found["view_of"] else []
     lines += [f"  further calibrations: {', '.join(found['others'])}"] if found["others"] else []
     lines += [f"  formula     {formula['name']} version {formula['version']}, {formula['compute']}: {formula['title']}"]
     for raw in found["raw"]:

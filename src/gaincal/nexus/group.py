@@ -21,6 +21,7 @@ from gaincal.formulas.formula import Constant, Formula
 from gaincal.nexus import names
 from gaincal.nexus.dataset import check_budget
 from gaincal.nexus.fields import MAX_FIELD_INFLATION, MIN_CHECKED_FIELD, read_array, read_column, read_text
+from gaincal.nexus.origin import Origin, find_origin
 from gaincal.nexus.slabs import (
     StoredSlabs,
     array_digest,
@@ -75,6 +76,8 @@ class StoredCalibration:
     sources : mapping of str to str
         One line per constant: where it came from.
     checksum : str
+    origin : Origin, optional
+        The calibration that this one refers to, in a view of a run.
     """
 
     place: Place
@@ -84,6 +87,7 @@ class StoredCalibration:
     inputs: Mapping[str, Array]
     sources: Mapping[str, str]
     checksum: str
+    origin: Origin | None = None
 
 
 # --- checksum ------------------------------------------------------------------------------
@@ -145,17 +149,16 @@ def write_calibration(
     group = new_group(parent, name, names.CALIBRATION)
     fields: dict[str, Array] = {
         "applied": np.array(False),
-        "description": _text(formula.title),
-        "fit_formula_description": _text(formula.to_toml()),
-        "program": _text(written.file_name),
-        "version": _text(written.description),
-        "date": _text(written.date),
+        "description": text_field(formula.title),
+        "fit_formula_description": text_field(formula.to_toml()),
+        "program": text_field(written.file_name),
+        "version": text_field(written.description),
+        "date": text_field(written.date),
     }
-    fields |= _formula_fields(formula, paths)
+    fields |= formula_fields(formula, paths)
     units = {n: u for n, (_, u) in inputs.items()}
     fields |= {f"{names.GIVEN}/{n}": values for n, (values, _) in inputs.items()}
-    fields[f"{names.INTEGRITY}/algorithm"] = _text("sha256")
-    fields[f"{names.INTEGRITY}/description"] = _text("over all fields of this calibration")
+    fields |= integrity_fields()
     kept = [c for c in formula.constants if c.name in constants]
     _create_groups(group, formula, kept)
     for constant in kept:
@@ -168,7 +171,7 @@ def write_calibration(
         note = f"{constant.name}{names.SOURCE_SUFFIX}"
         fields |= _note_fields(note, provenance[constant.name], array_checksum(bound.values))
     for path, values in fields.items():
-        _create_field(group, path, values, units.get(path.rsplit("/", 1)[-1]))
+        create_field(group, path, values, units.get(path.rsplit("/", 1)[-1]))
     checksum = fields_checksum(fields)
     group.create_dataset(names.CHECKSUM, data=np.bytes_(checksum))
     return checksum
@@ -181,7 +184,8 @@ def new_group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
     return group
 
 
-def _text(text: str) -> Array:
+def text_field(text: str) -> Array:
+    """A text as it is stored in a calibration."""
     return np.array(text.encode("ascii", "backslashreplace") or b"\0", np.bytes_)
 
 
@@ -194,7 +198,8 @@ def _column(values: object) -> Array:
     return np.array(values, np.float64 if isinstance(values[0], float) else np.int32)
 
 
-def _formula_fields(formula: Formula, paths: Mapping[str, str]) -> dict[str, Array]:
+def formula_fields(formula: Formula, paths: Mapping[str, str]) -> dict[str, Array]:
+    """The tables of a formula, as they are stored."""
     columns = to_columns(formula)
     columns["inputs"][PATH_COLUMN] = [paths.get(i.name, "") for i in formula.inputs]
     empty = {"integer": np.int32, "real": np.float64}
@@ -208,11 +213,11 @@ def _formula_fields(formula: Formula, paths: Mapping[str, str]) -> dict[str, Arr
 
 def _note_fields(name: str, provenance: Provenance, checksum: str) -> dict[str, Array]:
     return {
-        f"{name}/file_name": _text(provenance.file_name),
-        f"{name}/description": _text(provenance.description),
-        f"{name}/date": _text(provenance.date),
-        f"{name}/checksum": _text(checksum),
-        f"{name}/algorithm": _text("sha256"),
+        f"{name}/file_name": text_field(provenance.file_name),
+        f"{name}/description": text_field(provenance.description),
+        f"{name}/date": text_field(provenance.date),
+        f"{name}/checksum": text_field(checksum),
+        f"{name}/algorithm": text_field("sha256"),
     }
 
 
@@ -247,7 +252,7 @@ def _write_slabs(group: h5py.Group, path: str, values: Array | Slabs, units: str
     return checksums
 
 
-def _create_field(group: h5py.Group, path: str, values: Array, units: str | None) -> None:
+def create_field(group: h5py.Group, path: str, values: Array, units: str | None) -> None:
     """Create a field; with a checksum of its own wherever HDF5 can (not for scalars)."""
     if values.ndim == 0 or values.size == 0:
         dataset = group.create_dataset(path, data=values)
@@ -257,6 +262,12 @@ def _create_field(group: h5py.Group, path: str, values: Array, units: str | None
         dataset = group.create_dataset(path, data=values, chunks=chunks, fletcher32=True)
     if units is not None:
         dataset.attrs[names.UNIT_ATTRIBUTE] = units
+
+
+def integrity_fields() -> dict[str, Array]:
+    """What is said about the checksum of a calibration."""
+    about = {"algorithm": "sha256", "description": "over all fields of this calibration"}
+    return {f"{names.INTEGRITY}/{name}": text_field(text) for name, text in about.items()}
 
 
 # --- reading -------------------------------------------------------------------------------
@@ -272,7 +283,8 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
     TrustError
         If a field leads where it must not, or is beyond all measure.
     """
-    found = dict(_walk(resolver, place))
+    origin = find_origin(resolver, place)
+    found = dict(walk_fields(resolver, place))
     if names.CHECKSUM not in found:
         raise place.error("has no checksum: it is not a calibration of gaincal, or incomplete", code="no-checksum")
     checksum = read_text(found.pop(names.CHECKSUM))
@@ -280,7 +292,8 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
     held = {f"{name}/{name}": name for name in columns["constants"].get("name", [])}
     fields = {path: read_array(field) for path, field in found.items() if path not in held}
     if fields_checksum(fields) != checksum:
-        problem = "its checksum differs: a constant or the formula was changed after it was written"
+        where = f", here or in {origin.file}" if origin else ""
+        problem = f"its checksum differs: a constant or the formula was changed after it was written{where}"
         raise place.error(problem, "embed it again", code="checksum-differs")
     paths = columns["inputs"].pop(PATH_COLUMN, None)
     try:
@@ -295,10 +308,10 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
         raise FileError(place.file, where, "must be a text for every input", "embed it again", code="formula")
     listed = dict(zip((i.name for i in formula.inputs), paths, strict=True))
     sources = {c.name: _source_line(fields, c.name) for c in kept}
-    return StoredCalibration(place, formula, listed, constants, inputs, sources, checksum)
+    return StoredCalibration(place, formula, listed, constants, inputs, sources, checksum, origin)
 
 
-def _walk(resolver: Resolver, place: Place) -> Iterator[tuple[str, Place]]:
+def walk_fields(resolver: Resolver, place: Place) -> Iterator[tuple[str, Place]]:
     """Every field below a group, two levels deep, by its path."""
     count = 0
     for name in resolver.members(place):

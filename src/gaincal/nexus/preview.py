@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gaincal.calibration import Calibration
 from gaincal.formulas.program import RESERVED_FLAGS
+from gaincal.kernels.threads import available_threads
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.words import Readable
 
@@ -20,8 +21,17 @@ MOSTLY = 0.5
 """Where less than this part of the pixels has a value, something is probably mixed up."""
 
 
-def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> tuple[Array | None, list[str]]:
+def make_preview(
+    calibration: Calibration, words: Mapping[str, Readable], frames: Array | None = None
+) -> tuple[Array | None, list[str]]:
     """Mean of some frames in the default output, binned to a small picture; NaN where nothing is valid.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    words : mapping of str to Readable
+    frames : ndarray of int, optional
+        Which frames; a few of all if None.
 
     Returns
     -------
@@ -34,23 +44,28 @@ def make_preview(calibration: Calibration, words: Mapping[str, Readable]) -> tup
     if output is None:
         return None, []
     program = calibration.program(output)
-    evaluation = Evaluation(calibration, words, program)
-    frames, pixels = evaluation.shape[0], evaluation.shape[1:]
-    total, seen = np.zeros(pixels), np.zeros(pixels)
+    evaluation = Evaluation(calibration, words, program, available_threads())
+    pixels = evaluation.shape[1:]
+    total, seen = _binned(np.zeros(pixels)), _binned(np.zeros(pixels))
     counts, looked_at = np.zeros(32, np.int64), 0
-    for frame in np.unique(np.linspace(0, frames - 1, min(frames, PREVIEW_FRAMES)).astype(int)) if frames else []:
+    for frame in some_of(np.arange(evaluation.shape[0])) if frames is None else frames:
         start = (int(frame), *(0 for _ in pixels))
         values, flags = evaluation.read(start, (1, *pixels), with_flags=True)
         assert flags is not None
         valid = (flags[0] == 0) & np.isfinite(values[0])
-        total += np.where(valid, values[0], 0)
-        seen += valid
+        total += _binned(np.where(valid, values[0], 0))
+        seen += _binned(valid)
         looked_at += valid.size
-        counts += [int(np.count_nonzero(flags & np.uint32(1 << bit))) for bit in range(32)]
-    image = _binned(total), _binned(seen)
+        raised = flags[flags != 0]
+        counts += [int(np.count_nonzero(raised & np.uint32(1 << bit))) for bit in range(32)]
     with np.errstate(invalid="ignore"):
-        picture = (image[0] / image[1]).astype(np.float32)
+        picture = (total / seen).astype(np.float32)
     return picture, _doubts(calibration, looked_at, int(seen.sum()), counts)
+
+
+def some_of(frames: Array, most: int = PREVIEW_FRAMES) -> Array:
+    """A few frames, evenly spread."""
+    return np.asarray(frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most)).astype(int))])
 
 
 def _doubts(calibration: Calibration, looked_at: int, valid: int, counts: Array) -> list[str]:
@@ -68,7 +83,10 @@ def _binned(image: Array) -> Array:
     flat = image.reshape(-1, image.shape[-1])
     step = -(-max(flat.shape) // PREVIEW_EDGE)
     rows, columns = (-(-n // step) * step for n in flat.shape)
-    padded = np.zeros((rows, columns))
-    padded[: flat.shape[0], : flat.shape[1]] = flat
-    summed = padded.reshape(rows // step, step, columns // step, step).sum(axis=(1, 3))
-    return np.asarray(summed)
+    if flat.shape != (rows, columns):
+        padded = np.zeros((rows, columns), image.dtype)
+        padded[: flat.shape[0], : flat.shape[1]] = flat
+        flat = padded
+    # Rows first: whole rows are added at a time.
+    summed = flat.reshape(rows // step, step, columns).sum(axis=1, dtype=np.float64)
+    return np.asarray(summed.reshape(rows // step, columns // step, step).sum(axis=2))

@@ -181,7 +181,7 @@ def _bound(resolver: Resolver, located: Located, stored: StoredCalibration, give
     formula = stored.formula
     words, inputs = {}, dict(stored.inputs)
     for item in formula.inputs:
-        place = _input_place(resolver, stored, item)
+        place = input_place(resolver, stored, item)
         if place is None:
             continue
         if is_words(item, formula.checked.pixel_dims):
@@ -240,7 +240,8 @@ def _counting(master: Master, reasons: frozenset[str]) -> Calibration:
     )
 
 
-def _input_place(resolver: Resolver, stored: StoredCalibration, item: Input) -> Place | None:
+def input_place(resolver: Resolver, stored: StoredCalibration, item: Input) -> Place | None:
+    """Where an input lies; None if it is not there."""
     path = stored.paths.get(item.name, "")
     if not path:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from gaincal._version import __version__
 from gaincal.errors import FileError, RequestError, TrustError
 from gaincal.nexus import names
 from gaincal.nexus.fields import (
@@ -61,7 +63,7 @@ METADATA: Mapping[str, Known] = MappingProxyType(
         "detector_name": Known("instrument/detector/description", "", True, False, "detector"),
     }
 )
-_NOT_BY_FRAME = ("NXdetector_module", "NXdetector_group")
+NOT_BY_FRAME = ("NXdetector_module", "NXdetector_group")
 GEOMETRY = ("pixel_size", "distance", "beam_center_x", "beam_center_y")
 
 
@@ -165,6 +167,20 @@ def missing_metadata(has: Callable[[str], bool], detector: str = "instrument/det
     if not any(has(f"{detector}/{place}") for place in ("depends_on", names.MODULE)):
         lacking += [n for n in GEOMETRY if n not in lacking]
     return lacking
+
+
+def new_process(entry: h5py.Group) -> h5py.Group:
+    """A record of what was done to an entry, behind those that it has."""
+    name = names.PROCESS_PATH.rsplit("/", 1)[-1]
+    number = 1
+    while f"{name}_{number}" in entry or (number == 1 and name in entry):
+        number += 1
+    process = new_group(entry, name if number == 1 else f"{name}_{number}", names.PROCESS)
+    field(process, "program", "gaincal")
+    field(process, "version", __version__)
+    field(process, "date", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    field(process, "sequence_index", np.int32(number))
+    return process
 
 
 def field(group: h5py.Group, path: str, value: Any, units: str | None = None) -> h5py.Dataset:
@@ -299,7 +315,7 @@ def copy_tree(
                 if isinstance(member.item, h5py.Dataset):
                     if member.identity in words:
                         continue
-                    cut = None if _class_of(source) in _NOT_BY_FRAME else frames
+                    cut = None if _class_of(source) in NOT_BY_FRAME else frames
                     _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
                 elif not isinstance(member.item, h5py.Group):
                     left_out.append(path)  # a committed datatype

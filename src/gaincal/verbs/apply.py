@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from gaincal._version import __version__
 from gaincal.errors import RequestError
 from gaincal.formulas.program import MISSING_BIT, RESERVED_FLAGS, Program
 from gaincal.kernels.results import Tally
@@ -26,7 +24,7 @@ from gaincal.nexus.frames import Progress, frames_at_once, write_frames
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.scaling import FIELDS
-from gaincal.nexus.write import array_field, copy_tree, field, write_metadata
+from gaincal.nexus.write import array_field, copy_tree, field, new_process, write_metadata
 
 Array = npt.NDArray[Any]
 ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value", *FIELDS.values())
@@ -309,15 +307,7 @@ def _write_frame_numbers(group: h5py.Group, master: Master, frames: tuple[int, i
 def _write_process(entry: h5py.Group, master: Master, program: Program, result: Applied, first: int) -> None:
     """What was done, so that it can be done again."""
     formula = master.calibration.formula
-    name = names.PROCESS_PATH.rsplit("/", 1)[-1]
-    number = 1
-    while f"{name}_{number}" in entry or (number == 1 and name in entry):
-        number += 1
-    process = new_group(entry, name if number == 1 else f"{name}_{number}", names.PROCESS)
-    field(process, "program", "gaincal")
-    field(process, "version", __version__)
-    field(process, "date", datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    field(process, "sequence_index", np.int32(number))
+    process = new_process(entry)
     parameters = new_group(process, "parameters", names.PARAMETERS)
     fill = np.nan if program.fill is None else program.fill
     facts: dict[str, Any] = {

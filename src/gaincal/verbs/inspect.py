@@ -87,6 +87,7 @@ def info(
         return {
             "file": os.fspath(path),
             "calibration": master.located.group.path,
+            "view_of": str(master.stored.origin.file) if master.stored.origin else None,
             "others": [c.name for c in located if c.name != master.located.name],
             "checksum": master.stored.checksum,
             "raw": [_describe_words(name, words) for name, words in master.words.items()],
