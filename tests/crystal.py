@@ -5,6 +5,7 @@ Everything is in NeXus's frame: z along the beam, y up, x to the left of who loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,16 @@ from gaincal.simulate import PHOTON_ENERGY, Module, digitise, make_module
 Array = npt.NDArray[Any]
 SHAPE = (512, 1024)
 PIXEL, DISTANCE = 75e-6, 0.08
-CELL = (42.0, 53.0, 67.0)
+CELL = (34.0, 43.0, 52.0)
 """Angstrom; all angles are 90 degrees."""
-RESOLUTION = 2.2
-MOSAICITY, SPOT = 0.12, 1.1
+RESOLUTION = 2.7
+MOSAICITY, SPOT = 0.2, 1.1
 """Widths of a reflection: degrees of rotation, pixels."""
-BRIGHTEST = 30_000.0
-"""Mean of the intensities at low resolution, in photons: their middles switch the gain."""
+BRIGHTEST = 4000.0
+"""Mean of the intensities at low resolution, in photons: their middles switch the gain.  None is too weak to find."""
 BACKGROUND = 0.3
 HALF = 5
+_erf = np.vectorize(math.erf, otypes=[float])
 TRANSFORMATIONS = "/entry/sample/transformations"
 
 
@@ -80,7 +82,7 @@ def reflections(scan: Scan, seed: int = 5) -> Reflections:
     kept = (squared > 1 / 25**2) & (squared < 1 / RESOLUTION**2)
     vectors, squared = vectors[kept], squared[kept]
     falloff = np.exp(-8 * squared)
-    photons = np.random.default_rng(seed).exponential(BRIGHTEST * falloff)
+    photons = BRIGHTEST * falloff * (0.2 + np.random.default_rng(seed).exponential(1.0, len(falloff)))
     found = [_crossings(vectors, squared, photons, sign) for sign in (1, -1)]
     fast, slow, angle, width, light = (np.concatenate(values) for values in zip(*found, strict=True))
     first = np.round((scan.start - angle) / 360) * 360  # the turn that is nearest to the middle of the scan
@@ -106,7 +108,7 @@ def _crossings(vectors: Array, squared: Array, photons: Array, sign: int) -> tup
     # The nearer a reflection is to the axis, the longer it takes to cross the sphere.
     zeta = np.abs(out[:, 1]) / np.hypot(out[:, 0], out[:, 1])
     margin = HALF + 1
-    inside = (margin < fast) & (fast < SHAPE[1] - margin) & (margin < slow) & (slow < SHAPE[0] - margin) & (zeta > 0.1)
+    inside = (margin < fast) & (fast < SHAPE[1] - margin) & (margin < slow) & (slow < SHAPE[0] - margin) & (zeta > 0.3)
     inside &= out[:, 2] > 0
     return fast[inside], slow[inside], angle[inside], MOSAICITY / zeta[inside], photons[inside]
 
@@ -128,7 +130,7 @@ def _between(middle: Array, width: Array | float, low: Array | float, high: Arra
 
 
 def _below(x: Array) -> Array:
-    return 1 / (1 + np.exp(-1.702 * np.clip(x, -40, 40)))  # near enough to the error function, and symmetric
+    return np.asarray(0.5 * (1 + _erf(x / math.sqrt(2))))
 
 
 def _add(image: Array, fast: float, slow: float, photons: float) -> None:

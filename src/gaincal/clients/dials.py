@@ -9,6 +9,8 @@ give the same models.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import h5py
 import numpy as np
 from dxtbx import flumpy
 from dxtbx.format.FormatNXmx import FormatNXmx
+from libtbx.utils import Sorry
 
-from gaincal.errors import FileError
+from gaincal.errors import FileError, GaincalError
 from gaincal.nexus import names
 from gaincal.nexus.described import copy_entry, write_mask, write_range
 from gaincal.nexus.evaluate import Evaluation
@@ -49,15 +52,15 @@ class FormatNXmxGaincal(FormatNXmx):  # type: ignore[misc]  # dxtbx has no types
     def _start(self) -> None:
         """Make the models from what an applied file would say."""
         self._frames = Handle(self._image_file, {})
-        try:
-            with tempfile.TemporaryDirectory(prefix="gaincal-") as folder:
-                described = Path(folder) / "described.nxs"
+        with _refusing(self._image_file), tempfile.TemporaryDirectory(prefix="gaincal-") as folder:
+            described = Path(folder) / "described.nxs"
+            try:
                 with h5py.File(described, "w") as file:
-                    self._pixels = describe(self._frames.master, file)
-                self._start_from(str(described))
-        finally:
-            self._frames.close()  # what reads images opens it again, maybe in another process
-        self._check_scan()
+                    self._shape = describe(self._frames.master, file)
+            finally:
+                self._frames.close()  # what reads images opens it again, maybe in another process
+            self._start_from(str(described))
+            self._check_scan()
 
     def _start_from(self, described: str) -> None:
         master, self._image_file = self._image_file, described
@@ -70,20 +73,32 @@ class FormatNXmxGaincal(FormatNXmx):  # type: ignore[misc]  # dxtbx has no types
             self._image_file = master
 
     def _check_scan(self) -> None:
-        frames = self._pixels[0]
+        frames = self._shape[0]
         if self.get_num_images() != frames:
             problem = f"has {frames} frames, its goniometer {self.get_num_images()} positions"
             raise FileError(self._image_file, "", problem, "mend the raw file and embed again", code="odd-scan")
 
     def get_raw_data(self, index: int) -> tuple[Any, ...]:
         """Counts of an image, one ``flex.int`` for every panel; flagged pixels lie below the trusted range."""
-        master = self._frames.master
-        # One thread: DIALS starts a process for every core itself.
-        evaluation = Evaluation(master.calibration, master.words, program_for(READER, master))
-        pixels = evaluation.shape[1:]
-        values, _ = evaluation.read((index, *(0,) * len(pixels)), (1, *pixels))
-        image = values.reshape(self._pixels[1:])
+        with _refusing(self._image_file):
+            master = self._frames.master
+            # One thread: DIALS starts a process for every core itself.
+            evaluation = Evaluation(master.calibration, master.words, program_for(READER, master))
+            pixels = evaluation.shape[1:]
+            values, _ = evaluation.read((index, *(0,) * len(pixels)), (1, *pixels))
+        image = values.reshape(self._shape[1:])
         return tuple(flumpy.from_numpy(np.ascontiguousarray(image[rows, columns])) for rows, columns in self._slices)
+
+
+@contextmanager
+def _refusing(file: str) -> Iterator[None]:
+    """Say what gaincal refuses as DIALS says what it refuses: one line, without a traceback."""
+    try:
+        yield
+    except FileError as error:
+        raise Sorry(str(error)) from None
+    except GaincalError as error:
+        raise Sorry(f"{file}: {error}") from None
 
 
 def describe(master: Master, file: h5py.File) -> tuple[int, ...]:

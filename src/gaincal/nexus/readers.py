@@ -44,6 +44,8 @@ class Reader:
         Facts without which it cannot read the file: keys of `FACTS`.
     bit_depth : bool
         Whether ``bit_depth_readout`` does it good.
+    ending : str
+        How the name of the file must end.
     fixed_text : bool
         Whether attributes must be text of fixed length, ended by NUL.
     settings_name, settings : str
@@ -56,6 +58,7 @@ class Reader:
     file_name: str
     needs: tuple[str, ...]
     bit_depth: bool = False
+    ending: str = ""
     fixed_text: bool = False
     settings_name: str = ""
     settings: str = ""
@@ -75,6 +78,7 @@ READERS: Mapping[str, Reader] = MappingProxyType(
             file_name="{stem}_xds_master.h5",
             needs=("pixel_size",),
             bit_depth=True,
+            ending="_master.h5",
             fixed_text=True,
             settings_name="{stem}.XDS.INP",
             settings="""\
@@ -165,6 +169,12 @@ def program_for(
         problem = f"{reader.title} takes {' or '.join(reader.dtypes)}; {program.value} is {program.dtype}"
         raise RequestError(f"{problem}: choose another output or dtype, or leave out --for")
     return program if program.limits else master.calibration.program(output or COUNTS, dtype, SENTINEL)
+
+
+def check_name(reader: Reader, file: Path) -> None:
+    """Raise RequestError for the name of a file that a program would not find."""
+    if not file.name.endswith(reader.ending):
+        raise RequestError(f"{reader.title} looks for files whose names end in {reader.ending}: rename {file.name}")
 
 
 def check_facts(reader: Reader, detector: h5py.Group, named: str) -> None:

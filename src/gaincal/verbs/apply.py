@@ -25,7 +25,7 @@ from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.frames import Progress, frames_at_once, write_frames
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
-from gaincal.nexus.readers import Reader, check_facts, fix_text, get_reader, program_for, settings
+from gaincal.nexus.readers import Reader, check_facts, check_name, fix_text, get_reader, program_for, settings
 from gaincal.nexus.slab import slab
 from gaincal.nexus.write import array_field, field, write_metadata
 
@@ -235,6 +235,8 @@ def write_applied(work: Work, target: Path, overwrite: bool, fill: Fill) -> Appl
 def write_whole(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applied:
     """Write the NXmx file, and the settings beside it that go with a program; raises as `write_applied` does."""
     reader = work.reader
+    if reader is not None:
+        check_name(reader, target)
     if reader is None or not reader.settings:
         return write_applied(work, target, overwrite, fill)
     beside = target.with_name(reader.settings_name.format(stem=target.stem))
