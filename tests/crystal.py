@@ -146,7 +146,7 @@ def write_run(directory: Path, scan: Scan, modules: int = 1) -> dict[str, Array]
     words = np.stack(list(make_frames(scan, module)))
     stack = words if modules == 1 else words.reshape(len(words), modules, SHAPE[0] // modules, SHAPE[1])
     with h5py.File(directory / "raw.nxs", "w") as file:
-        _write_metadata(file, scan, stack.shape[1:])
+        write_metadata(file, scan, stack.shape[1:])
         filters = hdf5plugin.Bitshuffle(cname="lz4")
         data = file["/entry"].create_group("data")
         data.attrs["NX_class"], data.attrs["signal"] = "NXdata", "data"
@@ -155,7 +155,8 @@ def write_run(directory: Path, scan: Scan, modules: int = 1) -> dict[str, Array]
     return {"pedestal": module.pedestal.reshape(shape), "gain": module.gain.reshape(shape)}
 
 
-def _write_metadata(file: h5py.File, scan: Scan, pixels: tuple[int, ...]) -> None:
+def write_metadata(file: h5py.File, scan: Scan, pixels: tuple[int, ...]) -> None:
+    """Write everything but words into an empty file."""
     groups = {"entry": "NXentry", "sample": "NXsample", "sample/transformations": "NXtransformations"}
     groups |= {"source": "NXsource", "instrument": "NXinstrument", "instrument/beam": "NXbeam"}
     groups |= {"instrument/detector": "NXdetector", "instrument/detector/transformations": "NXtransformations"}
