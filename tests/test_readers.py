@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,20 @@ def test_the_mask_has_just_what_makes_a_pixel_bad(stack: Path, tmp_path: Path, r
     assert counted[ROWS + 2, 3] == 0
     values = contents(some.path, "/entry/data/data")
     assert (values[:, counted != 0] == FLAGGED["int32"]).all()
+
+
+def test_there_is_one_detector_and_one_set_of_data(stack: Path, tmp_path: Path) -> None:
+    """Programs take the first of each, or the last."""
+    own = shutil.copytree(stack.parent, tmp_path / "own") / stack.name
+    with h5py.File(own, "r+") as file:
+        for path, nx_class in (("a_picture", "NXdata"), ("z_plot", "NXdata"), ("instrument/a_diode", "NXdetector")):
+            file["entry"].create_group(path).attrs["NX_class"] = nx_class
+    apply(own, tmp_path / "out.nxs", reader="dials")
+    with h5py.File(tmp_path / "out.nxs") as file:
+        classes = list[str]()
+        file.visititems(lambda _, item: classes.append(str(item.attrs.get("NX_class"))))
+        assert classes.count("NXdata") == classes.count("NXdetector") == 1
+        assert "transformations" in file[DETECTOR]
 
 
 def test_errors_lie_as_the_values_do(stack: Path, tmp_path: Path) -> None:

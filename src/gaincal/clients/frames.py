@@ -64,7 +64,7 @@ class Frames:
             program = program_for(self.reader, master)
             layout = master.calibration.layout
             shape = (layout.frames, *slab(layout.pixels))
-            entry = copy_entry(file, master, 0, layout.frames, shape[1:])
+            entry = copy_entry(file, master, 0, layout.frames, self.reader)
             detector = file[master.detector.path]
             check_facts(self.reader, detector, master.resolver.named)
             signal_group(entry, len(shape)).create_dataset(names.IMAGE, shape, program.dtype, chunks=(1, *shape[1:]))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gaincal.formulas.program import MISSING_BIT, NO_VALUE_BIT, Program
 from gaincal.nexus import names
 from gaincal.nexus.fields import read_array
-from gaincal.nexus.read import Master
+from gaincal.nexus.read import Master, descend, of_class
 from gaincal.nexus.readers import Reader
 from gaincal.nexus.scaling import FIELDS
 from gaincal.nexus.slab import slab, slab_modules
@@ -25,7 +25,7 @@ MISSING_MASK_BIT = 1
 LOW_BITS = (1 << names.BAD_BITS) - 1
 
 
-def copy_entry(file: h5py.File, master: Master, first: int, count: int, stored: tuple[int, ...]) -> h5py.Group:
+def copy_entry(file: h5py.File, master: Master, first: int, count: int, reader: Reader | None) -> h5py.Group:
     """Carry the metadata over: everything of the entry but words, calibration and pictures.
 
     Parameters
@@ -35,20 +35,24 @@ def copy_entry(file: h5py.File, master: Master, first: int, count: int, stored: 
     master : Master
     first, count : int
         Frames to keep of lists with a value for each.
-    stored : tuple of int
-        Shape of a frame in the file: that of the master, or its slab.
+    reader : Reader or None
+        The program that it is for: they take the first detector and the first data, so there are no others.
     """
-    source = master.entry
+    source, pixels = master.entry, master.calibration.layout.pixels
     detector = master.detector.path
     skip = {f"{detector}/{name}" for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, *ABOUT_WORDS)}
     skip |= {f"{source.path}/{names.DATA_PATH.rsplit('/', 1)[-1]}"}
+    if reader is not None:
+        others = descend(master.resolver, source, names.INSTRUMENT, names.DETECTOR)
+        others += of_class(master.resolver, source, names.DATA)
+        skip |= {place.path for place in others if place.path != detector}
     entry = file.create_group(source.path, track_order=True)
     words = frozenset().union(*(w.identities for w in master.words.values()))
     cut = (master.calibration.layout.frames, first, count)
     copy_tree(master.resolver, source, entry, frozenset(skip), cut, words)
     file.attrs[names.DEFAULT_ATTRIBUTE] = source.path.strip("/")
-    if stored != master.calibration.layout.pixels:
-        slab_modules(file[detector], master.calibration.layout.pixels, master.resolver.named)
+    if reader is not None:
+        slab_modules(file[detector], pixels, master.resolver.named)
     return entry
 
 

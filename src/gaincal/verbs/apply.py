@@ -219,7 +219,7 @@ def write_applied(work: Work, target: Path, overwrite: bool, fill: Fill) -> Appl
     refuse_existing(target, overwrite)
     refuse_input(target, master.resolver.opened)
     with atomic_output(target, overwrite=overwrite) as written:
-        entry = copy_entry(written.file, master, work.first, work.count, work.stored)
+        entry = copy_entry(written.file, master, work.first, work.count, work.reader)
         if work.reader:
             check_facts(work.reader, written.file[master.detector.path], master.resolver.named)
         tally = fill(written, entry)
@@ -239,12 +239,12 @@ def write_whole(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applie
         check_name(reader, target)
     if reader is None or not reader.settings:
         return write_applied(work, target, overwrite, fill)
-    beside = target.with_name(reader.settings_name.format(stem=target.stem))
-    refuse_existing(beside, overwrite)
+    second = target.with_name(reader.settings_name.format(stem=target.stem))
+    refuse_existing(second, overwrite)
     applied = write_applied(work, target, overwrite, fill)
     frames = (work.count, *work.stored)
-    atomic_text(beside, settings(reader, work.master, work.program, target, frames), overwrite)
-    return replace(applied, settings=beside)
+    atomic_text(second, settings(reader, work.master, work.program, target, frames), overwrite)
+    return replace(applied, settings=second)
 
 
 def _variance(master: Master, program: Program) -> Program:
