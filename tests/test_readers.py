@@ -43,7 +43,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(folder / "words.h5", "w") as file:
         for module in range(MODULES):
             file.create_dataset(f"m{module}", data=words[:, module], chunks=(1, ROWS, COLUMNS), fletcher32=True)
-            source = h5py.VirtualSource(file[f"m{module}"])
+            source = h5py.VirtualSource("words.h5", f"m{module}", (FRAMES, ROWS, COLUMNS))
             for frame in range(FRAMES):
                 if (frame, module) != LOST:
                     layout[frame, module] = source[frame]
