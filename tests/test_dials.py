@@ -166,8 +166,9 @@ def process(sweep: Sweep, folder: Path) -> dict[str, Any]:
     printed = dials(folder, "dials_import", sweep.file)
     dials(folder, "find_spots", "imported.expt", "nproc=2")
     few = "basis_vector_combinations.max_refine=5"  # the right lattice is among the first
-    dials(folder, "index", "imported.expt", "strong.refl", "indexing.method=fft1d", few)
-    found = asked(folder, SPOTS)
+    log = dials(folder, "index", "imported.expt", "strong.refl", "indexing.method=fft1d", few)
+    *_, unindexed = re.findall(r"\|\s+0 \|\s+\d+ \|\s+(\d+) \|\s+[\d.]+%", log)
+    found = asked(folder, SPOTS) | {"unindexed": int(unindexed)}
     experiments = json.loads((folder / "indexed.expt").read_text())
     (crystal_model,), (scan,) = experiments["crystal"], experiments["scan"]
     cell = [float(np.linalg.norm(crystal_model[f"real_space_{axis}"])) for axis in "abc"]
@@ -181,7 +182,8 @@ def test_all_spots_are_indexed_with_the_cell_that_was_simulated(
     for found in spots(way):
         assert f"{FORMATS[way]}'>" in found["printed"]
         assert len(found["places"]) > 400
-        assert found["indexed"] >= 0.995 * len(found["places"])
+        assert found["unindexed"] == 0  # as DIALS counts: without the outliers that it left out of refinement
+        assert found["indexed"] >= 0.99 * len(found["places"])
         np.testing.assert_allclose(sorted(found["cell"]), crystal.CELL, rtol=1e-3)
         wanted = found["wanted"]
         assert found["scan"]["image_range"] == [1, wanted.frames]
