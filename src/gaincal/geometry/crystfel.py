@@ -27,16 +27,22 @@ MAX_LINE, MAX_DIRECTION = 1 << 16, 256
 """Characters."""
 CODE = "geometry"
 
-PLACED = ("min_fs", "max_fs", "min_ss", "max_ss", "corner_x", "corner_y", "fs", "ss", "res")
+EDGES = ("min_ss", "min_fs", "max_ss", "max_fs")
+PLACED = (*EDGES, "corner_x", "corner_y", "fs", "ss", "res")
 OPTIONAL = ("clen", "coffset")
 CARRIED = frozenset(
-    "data mask mask_file mask_good mask_bad mask_edge_pixels saturation_map saturation_map_file adu_per_eV "
-    "adu_per_photon max_adu min_adu no_index badrow_direction flag_lessthan flag_morethan flag_equal".split()
+    (
+        *("data", "mask", "mask_file", "mask_good", "mask_bad", "mask_edge_pixels"),
+        *("saturation_map", "saturation_map_file", "adu_per_eV", "adu_per_photon", "max_adu", "min_adu"),
+        *("no_index", "badrow_direction", "flag_lessthan", "flag_morethan", "flag_equal"),
+    )
 )
 """Fields of a panel that say nothing about its place."""
 CARRIED_WHOLE = frozenset(
-    "photon_energy photon_energy_bandwidth wavelength electron_voltage bandwidth peak_list peak_list_type "
-    "peak_info_location".split()
+    (
+        *("photon_energy", "photon_energy_bandwidth", "wavelength", "electron_voltage", "bandwidth"),
+        *("peak_list", "peak_list_type", "peak_info_location"),
+    )
 )
 REFUSED = {
     "detector_shift_x": "add it to corner_x",
@@ -293,9 +299,8 @@ def _panel(lines: _Lines, name: str, fields: Mapping[str, _Said], module: int | 
     resolution = _number(lines, "res", fields["res"])
     if resolution <= 0:
         lines.fail(fields["res"].line, "res must be above zero")
-    first = [_integer(lines, key, fields[key]) for key in ("min_ss", "min_fs")]
-    last = [_integer(lines, key, fields[key]) for key in ("max_ss", "max_fs")]
-    if any(low > high for low, high in zip(first, last, strict=True)):
+    row, column, last_row, last_column = (_integer(lines, key, fields[key]) for key in EDGES)
+    if row > last_row or column > last_column:
         lines.fail(line, f"panel {name}: min_ss or min_fs is above its max")
     x, y = (_number(lines, key, fields[key]) / resolution for key in ("corner_x", "corner_y"))
     z = shift + (_number(lines, "coffset", fields["coffset"]) if "coffset" in fields else 0.0)
@@ -305,8 +310,8 @@ def _panel(lines: _Lines, name: str, fields: Mapping[str, _Said], module: int | 
     if _flat(fast, slow):
         lines.fail(line, f"panel {name}: fs and ss are parallel")
     carried = tuple(sorted((key, said.text) for key, said in fields.items() if key in CARRIED or MASK.fullmatch(key)))
-    rows, columns = (high - low + 1 for low, high in zip(first, last, strict=True))
-    return Panel(name, module, *first, rows, columns, (x, y, z), fast, slow, resolution, carried=carried)
+    box = row, column, last_row - row + 1, last_column - column + 1
+    return Panel(name, module, *box, (x, y, z), fast, slow, resolution, carried=carried)
 
 
 def _scaled(vector: Vector, resolution: float) -> Vector:
@@ -317,7 +322,7 @@ def _scaled(vector: Vector, resolution: float) -> Vector:
 def _flat(fast: Vector, slow: Vector) -> bool:
     """Whether two vectors span no area worth the name."""
     cosine = sum(f * s for f, s in zip(fast, slow, strict=True)) / (math.hypot(*fast) * math.hypot(*slow))
-    return not abs(cosine) < 0.999  # noqa: PLR2004  (NaN must count as flat)
+    return not abs(cosine) < 0.999  # so that NaN counts as flat
 
 
 def _region(lines: _Lines, name: str, fields: Mapping[str, _Said], panels: Mapping[str, Panel]) -> BadRegion:

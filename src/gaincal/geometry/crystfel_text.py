@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 
 from gaincal._version import __version__
 from gaincal.geometry.crystfel import BAD, COLLECTION, GROUP, RIGID
-from gaincal.geometry.panels import BadRegion, Geometry, Panel, Vector
+from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector
 
+ALL = "all"
+"""What CrystFEL calls the group of everything."""
 NEIGHBOURS = 4
 """How far from the product of two numbers a number can be whose quotient is one of them, in last places."""
 
@@ -68,12 +70,24 @@ def _dims(geometry: Geometry) -> Iterator[str]:
 
 
 def _groups(geometry: Geometry) -> Iterator[str]:
-    for group in geometry.groups:
+    for group in geometry.groups or _parents(geometry):
         yield f"{RIGID if group.rigid else GROUP}{group.name} = {','.join(group.members)}"
     for name, members in geometry.collections:
         yield f"{COLLECTION}{name} = {','.join(members)}"
-    if geometry.groups:
-        yield ""
+    yield ""
+
+
+def _parents(geometry: Geometry) -> list[Group]:
+    """The parts of a detector as groups, where it did not come with any; the whole is called all."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for panel in geometry.panels:
+        for depth in range(1, len(panel.parents) + 1):
+            found.setdefault(panel.parents[:depth], []).append(panel.name)
+    alone = len({path[-1] for path in found}) == len(found)
+    named = {path: path[-1] if alone else "_".join(path) for path in found}
+    groups = [Group(named[path], tuple(members), False) for path, members in found.items()]
+    outer = [named[path] for path in found if len(path) == 1] or [panel.name for panel in geometry.panels]
+    return [*groups, Group(ALL, tuple(outer), False)]
 
 
 def _region(geometry: Geometry, region: BadRegion) -> Iterator[str]:

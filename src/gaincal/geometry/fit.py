@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from gaincal.errors import BindError
 from gaincal.geometry.panels import ASIC, MODULE, BadRegion, Geometry, Group, Panel
@@ -185,8 +186,8 @@ def _halves(family: Family) -> list[Tile]:
         cuts.append([0, *inner, count * size + (count - 1) * family.gap])
     return [
         Tile(top, left, bottom - top, right - left, top, left)
-        for top, bottom in zip(cuts[0], cuts[0][1:], strict=False)
-        for left, right in zip(cuts[1], cuts[1][1:], strict=False)
+        for top, bottom in pairwise(cuts[0])
+        for left, right in pairwise(cuts[1])
     ]
 
 

@@ -1,10 +1,11 @@
-"""Which module and quadrant a panel belongs to: what the groups say, else the names, else what is known of a detector."""
+"""Module and quadrant of a panel: what the groups say, else the names, else what is known of a detector."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from gaincal.geometry.panels import ASIC, MODULE, QUADRANT, Geometry, Group, Panel
 
@@ -81,7 +82,7 @@ def _by_groups(geometry: Geometry) -> Found | None:
         for name in content:
             holding[name].append(content)
     depths = {len(held) for held in holding.values()}
-    nested = all(b <= a for held in holding.values() for a, b in zip(held, held[1:], strict=False))
+    nested = all(b <= a for held in holding.values() for a, b in pairwise(held))
     if len(depths) != 1 or not nested or not 0 < (depth := depths.pop()) <= MAX_LEVELS:
         return None
     parents = {name: tuple(distinct[content] for content in held) for name, held in holding.items()}
@@ -120,9 +121,9 @@ def _by_table(geometry: Geometry) -> Found | None:
         parts = all(p.rows * p.columns < rows * columns for p in geometry.panels)
         if not (whole or parts):
             return None
-        parents = {n: (f"q{quadrants[m]}",) if whole else (f"q{quadrants[m]}", f"m{m}") for n, m in numbers.items()}
-        levels = (QUADRANT, MODULE) if whole else (QUADRANT, MODULE, ASIC)
-        return parents, levels, f"table of {name}"
+        depth = 1 if whole else MAX_LEVELS
+        parents = {n: (f"q{quadrants[m]}", f"m{m}")[:depth] for n, m in numbers.items()}
+        return parents, (QUADRANT, MODULE, ASIC)[: depth + 1], f"table of {name}"
     return None
 
 

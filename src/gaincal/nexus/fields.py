@@ -92,3 +92,17 @@ def attribute_text(place: Place, name: str) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     return str(value) if isinstance(value, str) and value.isprintable() else None
+
+
+def attribute_numbers(place: Place, name: str, count: int) -> Array | None:
+    """An attribute of so many finite numbers as float64, None if it is absent or anything else."""
+    size = attribute_size(place, name) if name in place.item.attrs else None
+    if size is None or size > MAX_ATTRIBUTE_BYTES:
+        return None
+    try:
+        values = np.asarray(place.item.attrs[name])
+    except (TypeError, ValueError, OSError, RuntimeError):  # of a type that h5py cannot express
+        return None
+    if values.dtype.kind not in "iuf" or values.size != count or not np.isfinite(values).all():
+        return None
+    return np.asarray(values.reshape(-1), np.float64)
