@@ -34,6 +34,9 @@ class Arm:
     y: float = 0.0
 
 
+STILL = Arm()
+
+
 def rotation(axis: Vector, degrees: float) -> Array:
     """Matrix (3, 3) of a right-handed rotation (Rodrigues' formula)."""
     x, y, z = (a / length(axis) for a in axis)

@@ -141,6 +141,30 @@ def atomic_output(
             raise
 
 
+def write_text(target: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
+    """Write a small text file that appears under its name only when it is complete; raises OutputError."""
+    path = Path(target)
+    part = path.with_name(path.name + PART)
+    refuse_existing(path, overwrite)
+    with _owned(path, part) as descriptor:
+        try:
+            view = memoryview(text.encode("utf-8"))
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+            _appear(part, path, overwrite)
+            _sync_directory(path.parent)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            reason = error.strerror or str(error)
+            raise OutputError(path, "", f"cannot be written: {reason}", code="write-failed") from error
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise OutputError if a file is there that must not be replaced."""
     if path.exists() and not overwrite:
