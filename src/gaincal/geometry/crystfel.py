@@ -10,49 +10,32 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NoReturn
 
 from gaincal.errors import FileError, TrustError
+from gaincal.geometry.crystfel_lines import (
+    CARRIED,
+    CODE,
+    COLLECTION,
+    DIM,
+    EDGES,
+    FAST,
+    FRAMES,
+    GROUP,
+    MASK,
+    MAX_BYTES,
+    MAX_DIRECTION,
+    MAX_EXTENT,
+    MAX_NAME,
+    PLACED,
+    RIGID,
+    SLOW,
+    Lines,
+    Said,
+    sort_lines,
+)
 from gaincal.geometry.hierarchy import arranged, flattened
 from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector, overlapping
 
-MAX_BYTES = 4 << 20
-MAX_PANELS = 4096
-MAX_GROUPS = 4096
-MAX_EXTENT = 1 << 20
-"""Rows and columns of the data."""
-MAX_NAME = 64
-MAX_LINE, MAX_DIRECTION = 1 << 16, 256
-"""Characters."""
-CODE = "geometry"
-
-EDGES = ("min_ss", "min_fs", "max_ss", "max_fs")
-PLACED = (*EDGES, "corner_x", "corner_y", "fs", "ss", "res")
-OPTIONAL = ("clen", "coffset")
-CARRIED = frozenset(
-    (
-        *("data", "mask", "mask_file", "mask_good", "mask_bad", "mask_edge_pixels"),
-        *("saturation_map", "saturation_map_file", "adu_per_eV", "adu_per_photon", "max_adu", "min_adu"),
-        *("no_index", "badrow_direction", "flag_lessthan", "flag_morethan", "flag_equal"),
-    )
-)
-"""Fields of a panel that say nothing about its place."""
-CARRIED_WHOLE = frozenset(
-    (
-        *("photon_energy", "photon_energy_bandwidth", "wavelength", "electron_voltage", "bandwidth"),
-        *("peak_list", "peak_list_type", "peak_info_location"),
-    )
-)
-REFUSED = {
-    "detector_shift_x": "add it to corner_x",
-    "detector_shift_y": "add it to corner_y",
-    "rail_direction": "state the corners where the detector stands",
-    "clen_for_centering": "state the corners where the detector stands",
-}
-DIM, MASK = re.compile(r"dim([0-9])"), re.compile(r"mask[0-7]_(data|file|goodbits|badbits)")
-FRAMES, SLOW, FAST = "%", "ss", "fs"
-COLLECTION, RIGID, GROUP, BAD = "rigid_group_collection_", "rigid_group_", "group_", "bad"
 TERM = re.compile(r"([+-]?)\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)?\s*([xyz])\s*")
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 LENGTHS = {"m": 1.0, "mm": 1e3}
@@ -61,30 +44,6 @@ BEAMS = {
     "photon_energy": {"": ("photon_energy", 1e-3), "eV": ("photon_energy", 1e-3), "keV": ("photon_energy", 1.0)},
     "wavelength": {"m": ("wavelength", 1e10), "A": ("wavelength", 1.0)},
 }
-
-
-@dataclass(frozen=True)
-class _Said:
-    """The right side of a line, and which line."""
-
-    text: str
-    line: int
-
-
-@dataclass
-class _Lines:
-    """What the lines of a file say, sorted, but not yet understood."""
-
-    file: str
-    defaults: dict[str, _Said] = field(default_factory=dict)
-    panels: dict[str, dict[str, _Said]] = field(default_factory=dict)
-    bad: dict[str, dict[str, _Said]] = field(default_factory=dict)
-    whole: dict[str, _Said] = field(default_factory=dict)
-    groups: dict[str, _Said] = field(default_factory=dict)
-
-    def fail(self, line: int, problem: str, remedy: str = "") -> NoReturn:
-        """Complain about a line."""
-        raise FileError(self.file, f"line {line}", problem, remedy, code=CODE)
 
 
 def read_geom(path: str | os.PathLike[str]) -> Geometry:
@@ -104,10 +63,13 @@ def read_geom(path: str | os.PathLike[str]) -> Geometry:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise FileError(path, "", f"cannot be opened: {error.strerror}", code="not-found") from None
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise TrustError(path, "", "is not a regular file", code="not-a-file")
-        content = stream.read(MAX_BYTES + 1)
+        with os.fdopen(os.dup(descriptor), "rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_BYTES:
         raise FileError(path, "", f"is longer than {MAX_BYTES >> 20} MiB: is it a .geom file?", code=CODE)
     return parse_geom(content.decode("utf-8-sig", "replace"), path)
@@ -115,7 +77,7 @@ def read_geom(path: str | os.PathLike[str]) -> Geometry:
 
 def parse_geom(text: str, name: str | os.PathLike[str] = "geometry") -> Geometry:
     """Read the text of a ``.geom`` file, called `name` in complaints; raises FileError."""
-    lines = _sorted(text, os.fspath(name))
+    lines = sort_lines(text, os.fspath(name))
     if not lines.panels:
         raise FileError(name, "", "has no panels: is it a .geom file?", code=CODE)
     distances = {n: _distance(lines, said) for n, said in lines.panels.items()}
@@ -147,74 +109,6 @@ def stated_beam(geometry: Geometry) -> tuple[str, float] | None:
     return None
 
 
-# --- lines -----------------------------------------------------------------------------------
-
-
-def _sorted(text: str, file: str) -> _Lines:
-    lines = _Lines(file)
-    for number, line in enumerate(text.split("\n"), start=1):
-        content = line.partition(";")[0].strip()
-        if not content:
-            continue
-        if len(content) > MAX_LINE:
-            lines.fail(number, f"is longer than {MAX_LINE} characters")
-        key, separator, value = (part.strip() for part in content.partition("="))
-        if not separator or not key or not value:
-            lines.fail(number, f"'{content[:60]}' is not NAME = VALUE")
-        if not content.isascii() or not all(c.isprintable() or c == "\t" for c in content):
-            lines.fail(number, "holds characters other than printable ASCII")
-        _sort(lines, key, _Said(value, number))
-    return lines
-
-
-def _sort(lines: _Lines, key: str, said: _Said) -> None:
-    """Put a line where it belongs."""
-    owner, separator, name = key.partition("/")
-    if not separator:
-        _sort_whole(lines, key, said)
-    elif owner.startswith(BAD):
-        _grown(lines, lines.bad, owner, said)[name] = said
-    elif owner.startswith((GROUP, RIGID.rstrip("_"))):
-        lines.fail(said.line, f"'{owner}' cannot be a panel: names of groups begin so")
-    else:
-        _known(lines, name, said)
-        panel = lines.panels.get(owner)
-        if panel is None:
-            panel = _grown(lines, lines.panels, owner, said)
-            panel.update(lines.defaults)
-        panel[name] = said
-
-
-def _grown(lines: _Lines, owners: dict[str, dict[str, _Said]], name: str, said: _Said) -> dict[str, _Said]:
-    """The fields of a panel or region, a new one if it is first mentioned."""
-    if name not in owners and len(owners) >= MAX_PANELS:
-        lines.fail(said.line, f"more than {MAX_PANELS} panels, or bad regions")
-    if not name or len(name) > MAX_NAME or any(c.isspace() or c == "," for c in name):
-        lines.fail(said.line, f"'{name[:MAX_NAME]}' cannot be a name: at most {MAX_NAME} characters, no blanks")
-    return owners.setdefault(name, {})
-
-
-def _sort_whole(lines: _Lines, key: str, said: _Said) -> None:
-    if key.startswith((RIGID, GROUP)):
-        if len(lines.groups) >= MAX_GROUPS:
-            lines.fail(said.line, f"more than {MAX_GROUPS} groups")
-        lines.groups[key] = said
-    elif key in CARRIED_WHOLE:
-        lines.whole[key] = said
-    else:
-        _known(lines, key, said)
-        lines.defaults[key] = said
-
-
-def _known(lines: _Lines, name: str, said: _Said) -> None:
-    """Refuse what could move a pixel in a way that is not understood here."""
-    if name in REFUSED:
-        lines.fail(said.line, f"'{name}' is not understood", REFUSED[name])
-    fixed = name in PLACED or name in OPTIONAL or name in CARRIED
-    if not (fixed or DIM.fullmatch(name) or MASK.fullmatch(name)):
-        lines.fail(said.line, f"'{name}' is no field of a .geom file")
-
-
 # --- values ----------------------------------------------------------------------------------
 
 
@@ -227,21 +121,21 @@ def _measure(text: str) -> tuple[float | None, str]:
     return number, text[found.end() :].strip()
 
 
-def _number(lines: _Lines, name: str, said: _Said) -> float:
+def _number(lines: Lines, name: str, said: Said) -> float:
     number, rest = _measure(said.text)
     if number is None or rest:
         lines.fail(said.line, f"{name} = {said.text[:60]}: not a finite number")
     return number
 
 
-def _integer(lines: _Lines, name: str, said: _Said) -> int:
+def _integer(lines: Lines, name: str, said: Said) -> int:
     number = _number(lines, name, said)
     if number != int(number) or not 0 <= number < MAX_EXTENT:
         lines.fail(said.line, f"{name} = {said.text[:60]}: not a whole number from 0 to {MAX_EXTENT - 1}")
     return int(number)
 
 
-def _vector(lines: _Lines, name: str, said: _Said) -> Vector:
+def _vector(lines: Lines, name: str, said: Said) -> Vector:
     """A direction such as ``-0.9x +0.1y``."""
     found: dict[str, float] = {}
     position, text = 0, said.text
@@ -257,7 +151,7 @@ def _vector(lines: _Lines, name: str, said: _Said) -> Vector:
     return vector
 
 
-def _distance(lines: _Lines, fields: Mapping[str, _Said]) -> tuple[float | None, str]:
+def _distance(lines: Lines, fields: Mapping[str, Said]) -> tuple[float | None, str]:
     """The distance of a panel in metres, or where in the data files it is."""
     said = fields.get("clen")
     if said is None:
@@ -270,7 +164,7 @@ def _distance(lines: _Lines, fields: Mapping[str, _Said]) -> tuple[float | None,
     return number / LENGTHS.get(unit, 1.0), ""
 
 
-def _modules(lines: _Lines) -> dict[str, int | None]:
+def _modules(lines: Lines) -> dict[str, int | None]:
     """Which index of a dimension the data of each panel have, None where there is no such dimension."""
     fixed = {name: _fixed(lines, name, said) for name, said in lines.panels.items()}
     if len({None if f is None else f[0] for f in fixed.values()}) > 1:
@@ -278,7 +172,7 @@ def _modules(lines: _Lines) -> dict[str, int | None]:
     return {name: None if f is None else f[1] for name, f in fixed.items()}
 
 
-def _fixed(lines: _Lines, name: str, fields: Mapping[str, _Said]) -> tuple[int, int] | None:
+def _fixed(lines: Lines, name: str, fields: Mapping[str, Said]) -> tuple[int, int] | None:
     """The one dimension of a panel's data that has a fixed index, and this index."""
     dims = {int(match[1]): said for key, said in fields.items() if (match := DIM.fullmatch(key))}
     kinds = [said.text for _, said in sorted(dims.items())] or [SLOW, FAST]
@@ -291,7 +185,7 @@ def _fixed(lines: _Lines, name: str, fields: Mapping[str, _Said]) -> tuple[int, 
     return (numbers[0], _integer(lines, f"dim{numbers[0]}", dims[numbers[0]])) if numbers else None
 
 
-def _panel(lines: _Lines, name: str, fields: Mapping[str, _Said], module: int | None, shift: float) -> Panel:
+def _panel(lines: Lines, name: str, fields: Mapping[str, Said], module: int | None, shift: float) -> Panel:
     line = max(said.line for said in fields.values())
     lacking = [key for key in PLACED if key not in fields]
     if lacking:
@@ -325,7 +219,7 @@ def _flat(fast: Vector, slow: Vector) -> bool:
     return not abs(cosine) < 0.999  # so that NaN counts as flat
 
 
-def _region(lines: _Lines, name: str, fields: Mapping[str, _Said], panels: Mapping[str, Panel]) -> BadRegion:
+def _region(lines: Lines, name: str, fields: Mapping[str, Said], panels: Mapping[str, Panel]) -> BadRegion:
     """A bad region; rows and columns counted in its panel."""
     line = max(said.line for said in fields.values())
     slow, lab = ("min_ss", "max_ss", "min_fs", "max_fs"), ("min_x", "max_x", "min_y", "max_y")
@@ -342,7 +236,7 @@ def _region(lines: _Lines, name: str, fields: Mapping[str, _Said], panels: Mappi
     lines.fail(line, f"{name} needs {', '.join(slow)} and panel, or {', '.join(lab)}, and nothing else")
 
 
-def _groups(lines: _Lines) -> tuple[tuple[Group, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+def _groups(lines: Lines) -> tuple[tuple[Group, ...], tuple[tuple[str, tuple[str, ...]], ...]]:
     """Groups and collections of groups; every member must exist."""
     groups, collections = [], []
     for key, said in lines.groups.items():

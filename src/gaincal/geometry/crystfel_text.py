@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from gaincal._version import __version__
-from gaincal.geometry.crystfel import BAD, COLLECTION, GROUP, RIGID
+from gaincal.geometry.crystfel_lines import BAD, COLLECTION, GROUP, RIGID
 from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector
 
 ALL = "all"

@@ -36,6 +36,8 @@ ANGLES = {"deg": 1.0, "degree": 1.0, "degrees": 1.0, "rad": 180 / math.pi, "radi
 """How many degrees a unit has."""
 LEVELS = {letter: level for level, letter in LETTERS.items()}
 LABEL = re.compile(rf"{names.ARRAY}(D0(?:[QMA]\d+)+)")
+PLAIN_NAME = re.compile(r"(?!bad|group|rigid_group)[A-Za-z0-9_.+-]{1,60}")
+"""What can be called so in a ``.geom`` file, too."""
 DIMS = (2, 3)
 ALIKE = 1e-3
 
@@ -245,9 +247,11 @@ def _named(resolver: Resolver, detector: Place, geometry: Geometry) -> Geometry:
             found = {label: path for path, label in labelled(paths, levels).items()} if _even(paths, levels) else {}
             if all(len(found.get(label, ())) == len(levels) for label in labels.values()):
                 return _renamed(geometry, labels, found, levels)
-    plain = tuple(replace(p, name=p.name.removeprefix(f"{names.ARRAY}D0").lower()) for p in geometry.panels)
-    distinct = len({p.name for p in plain}) == len(plain)
-    return arranged(replace(geometry, panels=plain) if distinct else geometry)
+    plain = [p.name.removeprefix(f"{names.ARRAY}D0").lower() for p in geometry.panels]
+    if len(set(plain)) < len(plain) or not all(PLAIN_NAME.fullmatch(name) for name in plain):
+        plain = [f"p{number}" for number in range(len(plain))]
+    panels = tuple(replace(p, name=name) for p, name in zip(geometry.panels, plain, strict=True))
+    return arranged(replace(geometry, panels=panels))
 
 
 _ORDERS = {
@@ -300,6 +304,8 @@ def _tree(resolver: Resolver, group: Place) -> list[Path] | None:
     for text, number, over in zip(texts.tolist(), numbers.tolist(), above.tolist(), strict=True):
         if over in paths:
             paths[number] = (*paths[over], decode(title, text))
+            if not PLAIN_NAME.fullmatch(paths[number][-1]):
+                return None
         elif paths:
             return None
         else:

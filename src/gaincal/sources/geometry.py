@@ -14,8 +14,9 @@ from gaincal.calibration import RawLayout
 from gaincal.errors import BindError, RequestError
 from gaincal.geometry.arm import STILL, Arm
 from gaincal.geometry.crystfel import read_geom
-from gaincal.geometry.fit import fitted, squared
+from gaincal.geometry.fit import fitted
 from gaincal.geometry.panels import Geometry, Vector
+from gaincal.geometry.square import squared
 from gaincal.nexus import names
 from gaincal.nexus.write import parse_number
 
@@ -92,7 +93,7 @@ def find_geometry(
     geometry, moved, skewed = squared(geometry)
     bad = geometry.bad_pixels(layout.pixels)
     left = {name: value for name, value in metadata.items() if name not in (DISTANCE, *OF_ARM)}
-    return Placed(geometry, _arm(metadata), left, bad, tuple([*_notes(geometry, bad), *_doubts(moved, skewed)]))
+    return Placed(geometry, _arm(metadata), left, bad, (*_notes(geometry, bad), *_doubts(moved, skewed)))
 
 
 def _arm(metadata: Mapping[str, str | float]) -> Arm:
