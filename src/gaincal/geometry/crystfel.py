@@ -34,7 +34,7 @@ from gaincal.geometry.crystfel_lines import (
     sort_lines,
 )
 from gaincal.geometry.hierarchy import arranged, flattened
-from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector, overlapping
+from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector, measurable, overlapping
 
 TERM = re.compile(r"([+-]?)\s*((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)?\s*([xyz])\s*")
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -199,7 +199,7 @@ def _panel(lines: Lines, name: str, fields: Mapping[str, Said], module: int | No
     x, y = (_number(lines, key, fields[key]) / resolution for key in ("corner_x", "corner_y"))
     z = shift + (_number(lines, "coffset", fields["coffset"]) if "coffset" in fields else 0.0)
     fast, slow = (_scaled(_vector(lines, key, fields[key]), resolution) for key in (FAST, SLOW))
-    if not all(math.isfinite(v) for v in (x, y, z, *fast, *slow)):
+    if not measurable((x, y, z), fast, slow):
         lines.fail(line, f"panel {name} lies beyond all measure")
     if _flat(fast, slow):
         lines.fail(line, f"panel {name}: fs and ss are parallel")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from gaincal._version import __version__
 from gaincal.geometry.crystfel_lines import BAD, COLLECTION, GROUP, RIGID
 from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector
@@ -124,8 +126,9 @@ def _panel(panel: Panel, common: Iterable[str]) -> Iterator[str]:
 
 
 def _direction(vector: Vector, resolution: float) -> str:
-    x, y, z = (_undivided(v, resolution) for v in vector)
-    return " ".join(f"{v:+}{axis}" for v, axis in ((x, "x"), (y, "y"), (z, "z")) if v or axis != "z")
+    """A direction without exponents: other readers take the e for an axis."""
+    parts = zip((_undivided(v, resolution) for v in vector), "xyz", strict=True)
+    return " ".join(f"{np.format_float_positional(v, sign=True)}{axis}" for v, axis in parts if v or axis != "z")
 
 
 def _undivided(quotient: float, divisor: float) -> float:

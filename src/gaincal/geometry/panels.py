@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 Vector = tuple[float, float, float]
 MAX_PIXELS = 1 << 27
 """Of a detector: its positions then take 3 GiB."""
+FARTHEST, LARGEST = 1e6, 1.0
+"""Metres, to a panel and across a pixel."""
 QUADRANT, MODULE, ASIC = "quadrant", "module", "asic"
 CORNERS = ((0, 0), (0, 1), (1, 1), (1, 0))
 
@@ -216,6 +218,12 @@ class Geometry:
                 if region.panel in (None, panel.name):
                     found[panel.index] |= _inside(panel, region)
         return found
+
+
+def measurable(corner: Vector, fast: Vector, slow: Vector) -> bool:
+    """Whether a panel is of this world: no pixel without size, none of a metre, none behind the moon."""
+    sizes = length(fast), length(slow)
+    return max(map(abs, corner)) <= FARTHEST and all(0 < size <= LARGEST for size in sizes)
 
 
 def mean(points: list[Vector]) -> Vector:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gaincal.geometry.arm import rotation
 from gaincal.geometry.hierarchy import arranged
-from gaincal.geometry.panels import ASIC, MODULE, QUADRANT, Geometry, Panel, Vector, length, overlapping
+from gaincal.geometry.panels import ASIC, MODULE, QUADRANT, Geometry, Panel, Vector, length, measurable, overlapping
 from gaincal.geometry.tree import LETTERS, Path, in_order, labelled
 from gaincal.nexus import names
 from gaincal.nexus.fields import attribute_numbers, attribute_text, decode, read_array, read_text
@@ -121,12 +121,12 @@ def _panel(resolver: Resolver, module: Place, chains: _Chains) -> Panel:
     for way, turned in ((fast, matrix), (slow, chains.matrix(slow, module))):
         x, y, z = turned[:3, :3] @ (_unit_vector(way) * _value(way, LENGTHS))
         ways.append((float(x), float(y), float(z)))
-    if not all(0 < length(way) < math.inf for way in ways) or not np.isfinite(corner).all():
-        raise module.error("its pixels have no size, or lie beyond all measure", code=CODE)
     layer = origin[0] if len(origin) == DIMS[1] else None
     box = origin[-2], origin[-1], size[-2], size[-1]
     name = module.path.rsplit("/", 1)[-1]
     place: Vector = (float(corner[0]), float(corner[1]), float(corner[2]))
+    if not measurable(place, ways[0], ways[1]):
+        raise module.error("its pixels have no size, or lie beyond all measure", code=CODE)
     return Panel(name, layer, *box, place, ways[0], ways[1], _resolution(ways[0]))
 
 
