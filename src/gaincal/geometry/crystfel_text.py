@@ -9,6 +9,7 @@ import numpy as np
 
 from gaincal._version import __version__
 from gaincal.geometry.crystfel_lines import BAD, COLLECTION, GROUP, RIGID
+from gaincal.geometry.hierarchy import arranged
 from gaincal.geometry.panels import BadRegion, Geometry, Group, Panel, Vector
 
 ALL = "all"
@@ -72,11 +73,17 @@ def _dims(geometry: Geometry) -> Iterator[str]:
 
 
 def _groups(geometry: Geometry) -> Iterator[str]:
-    for group in geometry.groups or _parents(geometry):
+    for group in geometry.groups or ([] if _plain(geometry) else _parents(geometry)):
         yield f"{RIGID if group.rigid else GROUP}{group.name} = {','.join(group.members)}"
     for name, members in geometry.collections:
         yield f"{COLLECTION}{name} = {','.join(members)}"
     yield ""
+
+
+def _plain(geometry: Geometry) -> bool:
+    """Whether a reader finds the parts of a detector without groups."""
+    found = arranged(geometry)
+    return found.levels == geometry.levels and found.panels == geometry.panels
 
 
 def _parents(geometry: Geometry) -> list[Group]:

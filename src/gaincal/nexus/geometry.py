@@ -160,7 +160,7 @@ def _axis(
         names.OFFSET_UNITS: LENGTH,
         names.DEPENDS_ON: depends_on,
     }
-    attributes |= {names.EQUIPMENT: DETECTOR, names.EQUIPMENT_COMPONENT: component} if component else {}
+    attributes |= {names.EQUIPMENT_COMPONENT: component} if component else {}
     for key, content in attributes.items():
         dataset.attrs[key] = content
     return str(dataset.name)

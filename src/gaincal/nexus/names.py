@@ -32,7 +32,7 @@ AXIS, ARRAY = "AXIS_", "ARRAY_"
 """Begin the names of a detector's axes and of its panels; the label of a `Node` follows."""
 DEPENDS_ON, VECTOR, OFFSET, OFFSET_UNITS = "depends_on", "vector", "offset", "offset_units"
 TRANSFORMATION_TYPE, TRANSLATION, ROTATION = "transformation_type", "translation", "rotation"
-EQUIPMENT, EQUIPMENT_COMPONENT = "equipment", "equipment_component"
+EQUIPMENT_COMPONENT = "equipment_component"
 DATA_ORIGIN, DATA_SIZE = "data_origin", "data_size"
 FAST_DIRECTION, SLOW_DIRECTION = "fast_pixel_direction", "slow_pixel_direction"
 

@@ -15,7 +15,7 @@ from gaincal.geometry.arm import STILL, beam_center
 from gaincal.geometry.crystfel import read_geom, stated_beam
 from gaincal.geometry.crystfel_text import to_geom
 from gaincal.geometry.fit import split_asics
-from gaincal.geometry.panels import Geometry
+from gaincal.geometry.panels import ASIC, Geometry
 from gaincal.nexus import names
 from gaincal.nexus.atomic import refuse_input, write_text
 from gaincal.nexus.geometry_read import read_geometry
@@ -84,7 +84,7 @@ class Described:
 
     def lines(self) -> list[str]:
         """The same for people."""
-        parts = ", ".join(f"{count} {name}s" for name, count in self.parts.items())
+        parts = ", ".join(f"{count} {_several(name, count)}" for name, count in self.parts.items())
         low, high = (f"{1e6 * size:.6g}" for size in self.pixel_size)
         size = low if low == high else f"{low} to {high}"
         (left, right), (down, up) = self.box
@@ -100,6 +100,11 @@ class Described:
             lines.append(f"  beam        hits {where}")
         else:
             lines.append("  beam        hits no panel")
+        if self.beam_center is not None:
+            x, y = (1e3 * length for length in self.beam_center)
+            lines.append(
+                f"              {x:.3f} mm right of and {y:.3f} mm below the upper left, as the sample sees it"
+            )
         if self.wavelength is not None:
             edge = "" if self.resolution is None else f", {self.resolution:.3f} angstrom at the farthest corner"
             lines.append(f"  wavelength  {self.wavelength:.6g} angstrom{edge}")
@@ -225,6 +230,11 @@ def _resolution(found: Geometry, wavelength: float | None) -> float | None:
     x, y, z = np.moveaxis(found.corners(), -1, 0)
     angle = float(np.arctan2(np.hypot(x, y), z + found.stated_distance).max())
     return wavelength / (2 * math.sin(angle / 2)) if angle > 0 else None
+
+
+def _several(level: str, count: int) -> str:
+    name = level.upper() if level == ASIC else level
+    return name if count == 1 else f"{name}s"
 
 
 def _distance(found: Described) -> str:
