@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from gaincal.errors import FileError, TrustError
 from gaincal.geometry.crystfel_lines import (
     CARRIED,
-    CODE,
     COLLECTION,
     DIM,
     EDGES,
@@ -71,7 +70,7 @@ def read_geom(path: str | os.PathLike[str]) -> Geometry:
     finally:
         os.close(descriptor)
     if len(content) > MAX_BYTES:
-        raise FileError(path, "", f"is longer than {MAX_BYTES >> 20} MiB: is it a .geom file?", code=CODE)
+        raise FileError(path, "", f"is longer than {MAX_BYTES >> 20} MiB: is it a .geom file?", code="geometry")
     return parse_geom(content.decode("utf-8-sig", "replace"), path)
 
 
@@ -79,11 +78,11 @@ def parse_geom(text: str, name: str | os.PathLike[str] = "geometry") -> Geometry
     """Read the text of a ``.geom`` file, called `name` in complaints; raises FileError."""
     lines = sort_lines(text, os.fspath(name))
     if not lines.panels:
-        raise FileError(name, "", "has no panels: is it a .geom file?", code=CODE)
+        raise FileError(name, "", "has no panels: is it a .geom file?", code="geometry")
     distances = {n: _distance(lines, said) for n, said in lines.panels.items()}
     sources = {source for _, source in distances.values()}
     if len(sources) > 1:
-        raise FileError(name, "", "panels take their distance (clen) from different places", code=CODE)
+        raise FileError(name, "", "panels take their distance (clen) from different places", code="geometry")
     base = next(iter(distances.values()))[0]
     relative = {n: 0.0 if d is None or base is None else d - base for n, (d, _) in distances.items()}
     modules = _modules(lines)
@@ -91,7 +90,7 @@ def parse_geom(text: str, name: str | os.PathLike[str] = "geometry") -> Geometry
     common = overlapping(panels)
     if common:
         problem = f"panels {common[0].name} and {common[1].name} have a pixel of the data in common"
-        raise FileError(name, "", problem, code=CODE)
+        raise FileError(name, "", problem, code="geometry")
     groups, collections = _groups(lines)
     bad = tuple(_region(lines, n, said, {p.name: p for p in panels}) for n, said in lines.bad.items())
     whole = tuple(sorted((key, said.text) for key, said in lines.whole.items()))
@@ -168,7 +167,7 @@ def _modules(lines: Lines) -> dict[str, int | None]:
     """Which index of a dimension the data of each panel have, None where there is no such dimension."""
     fixed = {name: _fixed(lines, name, said) for name, said in lines.panels.items()}
     if len({None if f is None else f[0] for f in fixed.values()}) > 1:
-        raise FileError(lines.file, "", "panels lie in data of different dimensions (dim0, dim1 ...)", code=CODE)
+        raise FileError(lines.file, "", "panels lie in data of different dimensions (dim0, dim1 ...)", code="geometry")
     return {name: None if f is None else f[1] for name, f in fixed.items()}
 
 

@@ -16,7 +16,6 @@ MAX_EXTENT = 1 << 20
 MAX_NAME = 64
 MAX_LINE, MAX_DIRECTION = 1 << 16, 256
 """Characters."""
-CODE = "geometry"
 
 EDGES = ("min_ss", "min_fs", "max_ss", "max_fs")
 PLACED = (*EDGES, "corner_x", "corner_y", "fs", "ss", "res")
@@ -67,7 +66,7 @@ class Lines:
 
     def fail(self, line: int, problem: str, remedy: str = "") -> NoReturn:
         """Complain about a line."""
-        raise FileError(self.file, f"line {line}", problem, remedy, code=CODE)
+        raise FileError(self.file, f"line {line}", problem, remedy, code="geometry")
 
 
 def sort_lines(text: str, file: str) -> Lines:

@@ -2,7 +2,7 @@
 
 Cutting never moves a pixel that a ``.geom`` file places.  Where its data are modules drawn with their
 gaps (JUNGFRAU: 514 x 1030) and the words are the chips without (512 x 1024), every chip takes the place of
-its own pixels in the drawing; see ``docs/decisions/0016-geometry.md`` for what that means for wide pixels.
+its own pixels in the drawing; the decision on geometry in ``docs/decisions`` says what that means for wide pixels.
 """
 
 from __future__ import annotations

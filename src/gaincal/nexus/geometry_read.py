@@ -26,7 +26,6 @@ from gaincal.nexus.read import descend, of_class
 from gaincal.nexus.trust import Place, Resolver
 
 Array = npt.NDArray[Any]
-CODE = "geometry"
 MAX_CHAIN = 64
 MAX_PANELS = 4096
 MAX_EXTENT = 1 << 20
@@ -59,7 +58,7 @@ class _Chains:
                 matrix = self.known[key]
                 break
             if len(pending) >= MAX_CHAIN:
-                raise owner.error(f"its depends_on leads on for more than {MAX_CHAIN} axes: a cycle?", code=CODE)
+                raise owner.error(f"its depends_on leads on for more than {MAX_CHAIN} axes: a cycle?", code="geometry")
             axis, group = _axis(self.resolver, axis, group, path)
             pending.append((key, axis))
         for key, axis in reversed(pending):
@@ -90,15 +89,15 @@ def read_geometry(resolver: Resolver, detector: Place) -> Geometry | None:
     if not modules:
         return None
     if len(modules) > MAX_PANELS:
-        raise detector.error(f"has {len(modules)} panels, at most {MAX_PANELS} are read", code=CODE)
+        raise detector.error(f"has {len(modules)} panels, at most {MAX_PANELS} are read", code="geometry")
     chains = _Chains(resolver)
     panels = _of_one_size(resolver, detector, tuple(_panel(resolver, module, chains) for module in modules))
     if len({p.module is None for p in panels}) > 1:
-        raise detector.error("has panels with two and with three dims", code=CODE)
+        raise detector.error("has panels with two and with three dims", code="geometry")
     common = overlapping(panels)
     if common:
         problem = f"panels {common[0].name} and {common[1].name} have a pixel of the data in common"
-        raise detector.error(problem, code=CODE)
+        raise detector.error(problem, code="geometry")
     return _placed(_named(resolver, detector, Geometry(panels, 0.0)))
 
 
@@ -113,7 +112,7 @@ def _placed(geometry: Geometry) -> Geometry:
 def _panel(resolver: Resolver, module: Place, chains: _Chains) -> Panel:
     origin, size = (_integers(resolver, module, name) for name in (names.DATA_ORIGIN, names.DATA_SIZE))
     if len(origin) != len(size) or any(n < 1 for n in size) or any(n != 1 for n in size[:-2]):
-        raise module.error(f"data_origin {origin} and data_size {size} are no rectangle", code=CODE)
+        raise module.error(f"data_origin {origin} and data_size {size} are no rectangle", code="geometry")
     fast, slow = (_needed(resolver, module, name) for name in (names.FAST_DIRECTION, names.SLOW_DIRECTION))
     matrix = chains.matrix(fast, module)
     corner = matrix @ [*_numbers_in_metres(fast), 1.0]
@@ -126,7 +125,7 @@ def _panel(resolver: Resolver, module: Place, chains: _Chains) -> Panel:
     name = module.path.rsplit("/", 1)[-1]
     place: Vector = (float(corner[0]), float(corner[1]), float(corner[2]))
     if not measurable(place, ways[0], ways[1]):
-        raise module.error("its pixels have no size, or lie beyond all measure", code=CODE)
+        raise module.error("its pixels have no size, or lie beyond all measure", code="geometry")
     return Panel(name, layer, *box, place, ways[0], ways[1], _resolution(ways[0]))
 
 
@@ -148,7 +147,7 @@ def _of_one_size(resolver: Resolver, detector: Place, panels: tuple[Panel, ...])
 def _needed(resolver: Resolver, group: Place, name: str) -> Place:
     found = resolver.find(name, group)
     if found is None:
-        raise group.error(f"has no {name}", code=CODE)
+        raise group.error(f"has no {name}", code="geometry")
     return found
 
 
@@ -156,7 +155,7 @@ def _integers(resolver: Resolver, module: Place, name: str) -> tuple[int, ...]:
     place = _needed(resolver, module, name)
     values = read_array(place).reshape(-1)
     if values.dtype.kind not in "iu" or len(values) not in DIMS or not all(0 <= int(v) < MAX_EXTENT for v in values):
-        raise place.error(f"must be 2 or 3 whole numbers from 0 to {MAX_EXTENT - 1}", code=CODE)
+        raise place.error(f"must be 2 or 3 whole numbers from 0 to {MAX_EXTENT - 1}", code="geometry")
     return tuple(int(v) for v in values)
 
 
@@ -167,7 +166,7 @@ def _carrier(axis: Place) -> str:
     """Path of what an axis depends on."""
     path = attribute_text(axis, names.DEPENDS_ON)
     if not path:
-        raise axis.error("has no depends_on", "the end of a chain says depends_on = '.'", code=CODE)
+        raise axis.error("has no depends_on", "the end of a chain says depends_on = '.'", code="geometry")
     return path
 
 
@@ -177,7 +176,7 @@ def _axis(resolver: Resolver, axis: Place, group: Place, path: str) -> tuple[Pla
     start = resolver.find(above or "/", group) if "/" in path else group
     found = resolver.find(name, start) if start is not None else None
     if start is None or found is None or not isinstance(found.item, h5py.Dataset):
-        raise axis.error(f"depends on '{path}', which is no axis", code=CODE)
+        raise axis.error(f"depends on '{path}', which is no axis", code="geometry")
     return found, start
 
 
@@ -192,7 +191,7 @@ def _step(axis: Place) -> Array:
     elif kind == names.TRANSLATION:
         offset = offset + _unit_vector(axis) * _value(axis, LENGTHS)
     else:
-        raise axis.error(f"transformation_type is {kind!r}, not translation or rotation", code=CODE)
+        raise axis.error(f"transformation_type is {kind!r}, not translation or rotation", code="geometry")
     matrix[:3, 3] = offset
     return matrix
 
@@ -201,7 +200,7 @@ def _unit_vector(axis: Place) -> Array:
     vector = attribute_numbers(axis, names.VECTOR, 3)
     size = None if vector is None else float(np.linalg.norm(vector))
     if vector is None or size is None or not 0 < size < math.inf:
-        raise axis.error("has no vector of three numbers", code=CODE)
+        raise axis.error("has no vector of three numbers", code="geometry")
     return np.asarray(vector / size)
 
 
@@ -211,12 +210,12 @@ def _numbers_in_metres(axis: Place) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     offset = attribute_numbers(axis, names.OFFSET, 3)
     if offset is None:
-        raise axis.error("its offset is not three finite numbers", code=CODE)
+        raise axis.error("its offset is not three finite numbers", code="geometry")
     unit = attribute_text(axis, names.OFFSET_UNITS)
     if unit is None and offset.any():
         unit = attribute_text(axis, names.UNIT_ATTRIBUTE)
     if offset.any() and unit not in LENGTHS:
-        raise axis.error(f"offset_units is {unit!r}, not one of {', '.join(LENGTHS)}", code=CODE)
+        raise axis.error(f"offset_units is {unit!r}, not one of {', '.join(LENGTHS)}", code="geometry")
     x, y, z = (float(v) / LENGTHS.get(unit or "m", 1.0) for v in offset)
     return x, y, z
 
@@ -225,12 +224,12 @@ def _value(axis: Place, units: Mapping[str, float], inverse: bool = False) -> fl
     """The one value of an axis, in metres or degrees."""
     values = read_array(axis).reshape(-1)
     if values.dtype.kind not in "iuf" or not values.size or not np.isfinite(values).all():
-        raise axis.error("is not a finite number", code=CODE)
+        raise axis.error("is not a finite number", code="geometry")
     if (values != values[0]).any():
-        raise axis.error("moves during the run", "state one geometry for each position", code=CODE)
+        raise axis.error("moves during the run", "state one geometry for each position", code="geometry")
     unit = attribute_text(axis, names.UNIT_ATTRIBUTE)
     if unit not in units and values[0]:
-        raise axis.error(f"units is {unit!r}, not one of {', '.join(units)}", code=CODE)
+        raise axis.error(f"units is {unit!r}, not one of {', '.join(units)}", code="geometry")
     scale = units.get(unit or "", 1.0)
     return float(values[0]) * scale if inverse else float(values[0]) / scale
 

@@ -102,9 +102,7 @@ class Described:
             lines.append("  beam        hits no panel")
         if self.beam_center is not None:
             x, y = (1e3 * length for length in self.beam_center)
-            lines.append(
-                f"              {x:.3f} mm right of and {y:.3f} mm below the upper left, as the sample sees it"
-            )
+            lines.append(f"              {x:.3f} mm right of the upper left, {y:.3f} mm below, as the sample sees it")
         if self.wavelength is not None:
             edge = "" if self.resolution is None else f", {self.resolution:.3f} angstrom at the farthest corner"
             lines.append(f"  wavelength  {self.wavelength:.6g} angstrom{edge}")
