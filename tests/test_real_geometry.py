@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,14 @@ import pytest
 from gaincal.geometry.arm import STILL, Arm, rotation
 from gaincal.geometry.crystfel import parse_geom, read_geom
 from gaincal.geometry.crystfel_text import to_geom
-from gaincal.geometry.fit import fitted, split_asics
+from gaincal.geometry.fit import as_slab, fitted, split_asics
 from gaincal.geometry.panels import Geometry
 from gaincal.geometry.square import squared
 from gaincal.nexus.geometry import write_geometry
 from gaincal.nexus.geometry_read import read_geometry
 from gaincal.nexus.group import new_group
 from gaincal.nexus.trust import Resolver
+from gaincal.nexus.write import field
 
 Array = npt.NDArray[Any]
 DATA = Path(os.environ.get("GAINCAL_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data") / "geometry"
@@ -267,3 +271,59 @@ def moved_by(axes: Any, name: str, points: Array) -> Array:
         moved = step.build() * moved
         name = step.depends_on.value.rsplit("/", 1)[-1]
     return np.asarray(moved.values)
+
+
+DXTBX = """
+import json, sys
+import h5py
+from dxtbx.nexus import get_dxtbx_detector
+try:
+    import nxmx
+except ImportError:
+    from dxtbx.nexus import nxmx
+with h5py.File(sys.argv[1]) as file:
+    detector = nxmx.NXmx(file).entries[0].instruments[0].detectors[0]
+    origins = {m.path: [int(n) for n in m.data_origin] for m in detector.modules}
+    found = []
+    for panel in get_dxtbx_detector(detector, 1.0):
+        width, height = panel.get_image_size_mm()
+        points = [[panel.get_lab_coord((x, y)) for x in (0, width)] for y in (0, height)]
+        found.append([origins[panel.get_name()], points])
+print(json.dumps(found))
+"""
+
+
+@cache
+def python_of_dials() -> str | None:
+    """An interpreter that has dxtbx."""
+    for name in (shutil.which("dials.python"), shutil.which("python3", path=os.defpath)):
+        command = [name or "", "-c", "import dxtbx"]
+        if name and not subprocess.run(command, env=PLAIN, capture_output=True, check=False).returncode:
+            return name
+    return None
+
+
+PLAIN = {"PATH": os.defpath}
+
+
+@pytest.mark.parametrize(("name", "arm"), [(JUNGFRAU, ARM), ("epix10k2M_lcls_mfx", STILL)], ids=str)
+def test_dials_puts_the_panels_in_the_same_places(tmp_path: Path, name: str, arm: Arm) -> None:
+    """Its laboratory has x and z turned round."""
+    python = python_of_dials()
+    if python is None:
+        pytest.skip("no interpreter has dxtbx (Debian: dials)")
+    slab = as_slab(in_words(name), WORDS[name][1])
+    with h5py.File(tmp_path / "slab.nxs", "w", libver=("v110", "v110")) as file:
+        entry = new_group(file, "entry", "NXentry")
+        entry["definition"] = "NXmx"
+        detector = new_group(new_group(entry, "instrument", "NXinstrument"), "detector", "NXdetector")
+        field(detector, "sensor_material", "Si")
+        field(detector, "sensor_thickness", 320e-6, "m")
+        write_geometry(detector, slab, arm)
+    command = [python, "-c", DXTBX, str(tmp_path / "slab.nxs")]
+    done = subprocess.run(command, env=PLAIN, capture_output=True, text=True, check=True)
+    found = {tuple(origin): np.array(points) / 1000 * (-1, 1, -1) for origin, points in json.loads(done.stdout)}
+    wanted = corners(slab, arm)
+    assert set(found) == set(wanted)
+    for key, points in wanted.items():
+        np.testing.assert_allclose(found[key], points, atol=1e-12, rtol=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -30,6 +30,7 @@ def to_geom(geometry: Geometry) -> str:
     str
     """
     common = _common(geometry)
+    panels = {panel.name: panel for panel in geometry.panels}
     return "\n".join(
         [
             f"; written by gaincal {__version__}",
@@ -39,7 +40,7 @@ def to_geom(geometry: Geometry) -> str:
             *_dims(geometry),
             "",
             *_groups(geometry),
-            *(line for region in geometry.bad for line in _region(geometry, region)),
+            *(line for region in geometry.bad for line in _region(panels, region)),
             *(line for panel in geometry.panels for line in _panel(panel, common)),
             "",
         ]
@@ -99,12 +100,12 @@ def _parents(geometry: Geometry) -> list[Group]:
     return [*groups, Group(ALL, tuple(outer), False)]
 
 
-def _region(geometry: Geometry, region: BadRegion) -> Iterator[str]:
+def _region(panels: Mapping[str, Panel], region: BadRegion) -> Iterator[str]:
     name = region.name if region.name.startswith(BAD) else BAD + region.name
     if region.panel is None:
         keys, bounds = ("min_x", "max_x", "min_y", "max_y"), region.bounds
     else:
-        panel = next(p for p in geometry.panels if p.name == region.panel)
+        panel = panels[region.panel]
         low, high, left, right = region.bounds
         keys = ("min_ss", "max_ss", "min_fs", "max_fs")
         bounds = low + panel.row, high + panel.row, left + panel.column, right + panel.column

@@ -56,8 +56,11 @@ def flattened(groups: tuple[Group, ...], panels: set[str]) -> dict[str, frozense
         pending = [start]
         while pending:
             name = pending[-1]
+            if name in found:
+                pending.pop()
+                continue
             inner = [m for m in members[name] if m not in panels and m not in found]
-            if name in found or not inner:
+            if not inner:
                 pending.pop()
                 open_.discard(name)
                 found[name] = frozenset().union(*(frozenset((m,)) if m in panels else found[m] for m in members[name]))
