@@ -85,6 +85,15 @@ def test_chips_take_the_place_of_their_pixels_in_the_drawing() -> None:
     assert (area[100, 255], area[100, 256], area[100, 254]) == (2, 2, 1)
 
 
+def test_modules_in_halves_are_cut_whatever_they_were_taken_for() -> None:
+    text = JUNGFRAU + "".join(panel(f"m{k}", (0, 1029, 514 * k, 514 * k + 513), x=2000.0 * k) for k in range(4))
+    halves = parse_geom(text + "group_top = m0,m1\ngroup_low = m2,m3\n")
+    assert halves.levels == ("module", "asic")
+    cut = fitted(halves, (4, 512, 1024))
+    assert (len(cut.panels), cut.levels) == (32, ("quadrant", "module", "asic"))
+    assert cut.panels[31].parents == ("low", "m3")
+
+
 def test_a_bad_region_is_cut_with_its_panel() -> None:
     region = "badA/min_ss = 200\nbadA/max_ss = 300\nbadA/min_fs = 250\nbadA/max_fs = 260\nbadA/panel = m0\n"
     text = JUNGFRAU + panel("m0", (0, 1029, 0, 513)) + region

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from gaincal.errors import BindError
-from gaincal.geometry.panels import ASIC, MODULE, BadRegion, Geometry, Group, Panel
+from gaincal.geometry.panels import ASIC, MODULE, QUADRANT, BadRegion, Geometry, Group, Panel
 
 TOLERANCE = 0.02
 """Of pixel sizes: files round them."""
@@ -154,7 +154,7 @@ def _size(panel: Panel) -> tuple[int, int]:
 def _without_gaps(geometry: Geometry) -> Geometry | None:
     """Modules that are drawn to scale, as their ASICs are read out; None if the panels are none."""
     found = {p.name: f for p, f in _whole_modules(geometry) if f.gap and _size(p) == f.drawn}
-    if len(found) < len(geometry.panels):
+    if len(found) < len(geometry.panels) or _of_modules(geometry) is None:
         return None
     moved = []
     for panel in geometry.panels:
@@ -193,7 +193,8 @@ def _halves(family: Family) -> list[Tile]:
 
 def _cut(geometry: Geometry, tiles: Mapping[str, list[Tile]]) -> Geometry:
     """Cut panels into tiles; the panel becomes the parent of its tiles."""
-    if not tiles or len(tiles) < len(geometry.panels) or geometry.levels[-1] != MODULE:
+    levels = _of_modules(geometry)
+    if levels is None or not tiles or len(tiles) < len(geometry.panels):
         return geometry
     panels = tuple(tile for p in geometry.panels for tile in _panels(p, tiles[p.name]))
     bad = tuple(part for region in geometry.bad for part in _parts(region, tiles))
@@ -201,7 +202,12 @@ def _cut(geometry: Geometry, tiles: Mapping[str, list[Tile]]) -> Geometry:
         geometry, {p.name: [f"{p.name}a{k}" for k in range(len(tiles[p.name]))] for p in geometry.panels}
     )
     rule = f"{geometry.rule}; modules cut into ASICs"
-    return replace(geometry, panels=panels, levels=(*geometry.levels, ASIC), rule=rule, bad=bad, groups=groups)
+    return replace(geometry, panels=panels, levels=(*levels, ASIC), rule=rule, bad=bad, groups=groups)
+
+
+def _of_modules(geometry: Geometry) -> tuple[str, ...] | None:
+    """Levels of a geometry whose panels are modules, whatever they were taken for; None if there are too many."""
+    return {1: (MODULE,), 2: (QUADRANT, MODULE)}.get(len(geometry.levels))
 
 
 def _panels(panel: Panel, tiles: list[Tile]) -> Iterator[Panel]:

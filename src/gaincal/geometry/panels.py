@@ -214,9 +214,10 @@ class Geometry:
         for panel in self.panels:
             if dict(panel.carried).get("no_index", "0").lower() in ("1", "true"):
                 found[panel.index] = True
-            for region in self.bad:
-                if region.panel in (None, panel.name):
-                    found[panel.index] |= _inside(panel, region)
+            regions = [region for region in self.bad if region.panel in (None, panel.name)]
+            places = panel.centres()[:2] * panel.resolution if any(r.panel is None for r in regions) else None
+            for region in regions:
+                found[panel.index] |= _inside(panel, region, places)
         return found
 
 
@@ -255,11 +256,11 @@ def _meet(first: int, count: int, other: int, other_count: int) -> bool:
     return first < other + other_count and other < first + count
 
 
-def _inside(panel: Panel, region: BadRegion) -> npt.NDArray[np.bool_]:
-    """Pixels of a panel in a region."""
+def _inside(panel: Panel, region: BadRegion, places: Array | None) -> npt.NDArray[np.bool_]:
+    """Pixels of a panel in a region; `places` are their x and y in pixels, for regions of the laboratory."""
     low, high, left, right = region.bounds
-    if region.panel is None:
-        x, y = panel.centres()[:2] * panel.resolution
+    if region.panel is None and places is not None:
+        x, y = places
         return np.asarray((x >= low) & (x <= high) & (y >= left) & (y <= right))
     rows, columns = np.arange(panel.rows), np.arange(panel.columns)
     return np.asarray(((rows >= low) & (rows <= high))[:, None] & ((columns >= left) & (columns <= right)))

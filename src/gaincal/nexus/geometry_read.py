@@ -16,12 +16,13 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.errors import FileError
 from gaincal.geometry.arm import rotation
 from gaincal.geometry.hierarchy import arranged
 from gaincal.geometry.panels import ASIC, MODULE, QUADRANT, Geometry, Panel, Vector, length, measurable, overlapping
 from gaincal.geometry.tree import LETTERS, Path, in_order, labelled
 from gaincal.nexus import names
-from gaincal.nexus.fields import attribute_numbers, attribute_text, decode, read_array, read_text
+from gaincal.nexus.fields import attribute_numbers, attribute_text, read_array
 from gaincal.nexus.read import descend, of_class
 from gaincal.nexus.trust import Place, Resolver
 
@@ -29,7 +30,20 @@ Array = npt.NDArray[Any]
 MAX_CHAIN = 64
 MAX_PANELS = 4096
 MAX_EXTENT = 1 << 20
-LENGTHS = {"m": 1.0, "cm": 1e2, "mm": 1e3, "um": 1e6, "µm": 1e6, "micron": 1e6, "microns": 1e6, "nm": 1e9}
+MAX_PARTS = 4 * MAX_PANELS
+LENGTHS = {
+    "m": 1.0,
+    "meter": 1.0,
+    "metre": 1.0,
+    "cm": 1e2,
+    "mm": 1e3,
+    "millimeter": 1e3,
+    "um": 1e6,
+    "µm": 1e6,
+    "micron": 1e6,
+    "microns": 1e6,
+    "nm": 1e9,
+}
 """How many of a unit make a metre."""
 ANGLES = {"deg": 1.0, "degree": 1.0, "degrees": 1.0, "rad": 180 / math.pi, "radian": 180 / math.pi}
 """How many degrees a unit has."""
@@ -290,21 +304,25 @@ def _trees(resolver: Resolver, detector: Place) -> list[list[Path]]:
 
 def _tree(resolver: Resolver, group: Place) -> list[Path] | None:
     """Paths of a group's parts; None if they make no tree with one root."""
-    title, index, parent = (resolver.find(f"group_{name}", group) for name in ("names", "index", "parent"))
-    if title is None or index is None or parent is None:
+    try:
+        columns = [
+            read_array(resolver.walk(group, f"group_{name}")).reshape(-1) for name in ("names", "index", "parent")
+        ]
+    except FileError:
         return None
-    texts = read_array(title).reshape(-1) if title.dataset.dtype.kind == "S" else np.array([read_text(title).encode()])
-    numbers, above = (read_array(place).reshape(-1) for place in (index, parent))
-    if not len(texts) == len(numbers) == len(above) <= 2 * MAX_PANELS or {numbers.dtype.kind, above.dtype.kind} - {
-        *"iu"
-    }:
+    kinds = "".join(column.dtype.kind for column in columns)
+    if (
+        kinds not in ("Sii", "Suu", "Sui", "Siu")
+        or not len(columns[0]) == len(columns[1]) == len(columns[2]) <= MAX_PARTS
+    ):
         return None
     paths: dict[int, Path] = {}
-    for text, number, over in zip(texts.tolist(), numbers.tolist(), above.tolist(), strict=True):
+    for text, number, over in zip(*(column.tolist() for column in columns), strict=True):
         if over in paths:
-            paths[number] = (*paths[over], decode(title, text))
-            if not PLAIN_NAME.fullmatch(paths[number][-1]):
+            name = text.decode("ascii", "replace")
+            if not PLAIN_NAME.fullmatch(name):
                 return None
+            paths[number] = (*paths[over], name)
         elif paths:
             return None
         else:
