@@ -107,6 +107,7 @@ def _plain(content: Any) -> Any:
 @click.option("--mask", metavar="FILE[::/PATH]", help="Bad-pixel mask: true/false or NXmx bits.")
 @click.option("--mask-bits", metavar="NAME", help="Whose bits the mask has, if not NXmx's: euxfel, psi, lcls ...")
 @click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
+@click.option("--geometry", metavar="FILE.geom", help="Where the panels are: CrystFEL's geometry file.")
 @click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing master.")
 @_trust
@@ -123,6 +124,7 @@ def embed(
     mask: str | None,
     mask_bits: str | None,
     ids: tuple[str, ...],
+    geometry: str | None,
     copy_raw: bool,
     overwrite: bool,
     trust: tuple[str, ...],
@@ -150,6 +152,7 @@ def embed(
         mask=mask,
         mask_bits=mask_bits,
         ids=_pairs(ids, "--id"),
+        geometry=geometry,
         copy_raw=copy_raw,
         in_place=in_place,
         overwrite=overwrite,
@@ -427,6 +430,26 @@ def validate(file: str, trust: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{sum(f.severity == ERROR for f in findings)} errors, {len(findings)} findings")
     if any(f.severity == ERROR for f in findings):
         sys.exit(FINDINGS_EXIT)
+
+
+@main.command()
+@click.argument("file")
+@click.option("-o", "target", metavar="OUT.geom", help="Write the geometry as a .geom file.")
+@click.option("--split", is_flag=True, help="Cut modules of known detectors into ASICs.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@_trust
+@_as_json
+def geometry(
+    file: str, target: str | None, split: bool, overwrite: bool, trust: tuple[str, ...], as_json: bool
+) -> None:
+    """Say where the panels of FILE are: a .geom file, or a NeXus file with a detector."""
+    from gaincal.verbs.geometry import geometry as run
+
+    found = run(file, target, split=split, overwrite=overwrite, trust=trust)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        click.echo("\n".join(one_line(line) for line in found.lines()))
 
 
 @main.group()

@@ -141,23 +141,27 @@ def atomic_output(
             raise
 
 
-def atomic_text(path: Path, text: str, overwrite: bool = False) -> None:
-    """Write a text file, whole or not at all; raises OutputError."""
+def write_text(target: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
+    """Write a small text file that appears under its name only when it is complete; raises OutputError."""
+    path = Path(target)
     part = path.with_name(path.name + PART)
     refuse_existing(path, overwrite)
     with _owned(path, part) as descriptor:
         try:
-            view = memoryview(text.encode())
+            view = memoryview(text.encode("utf-8"))
             while view:
                 view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)
             _appear(part, path, overwrite)
             _sync_directory(path.parent)
-        except BaseException as error:
+        except OSError as error:
             with suppress(OSError):
                 part.unlink()
-            if isinstance(error, OSError):
-                raise OutputError(path, "", f"cannot be written: {error.strerror}", code="write-failed") from error
+            reason = error.strerror or str(error)
+            raise OutputError(path, "", f"cannot be written: {reason}", code="write-failed") from error
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
             raise
 
 

@@ -18,8 +18,11 @@ from gaincal._version import __version__
 from gaincal.calibration import Calibration
 from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
+from gaincal.geometry.arm import STILL, Arm
+from gaincal.geometry.panels import Geometry
 from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile
+from gaincal.nexus.geometry import write_geometry
 from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
 from gaincal.nexus.run import copy_frames, map_words
@@ -66,6 +69,8 @@ class Content:
     metadata: Mapping[str, str | float]
     mask: Array | None
     ids: Mapping[str, Array]
+    geometry: Geometry | None = None
+    arm: Arm = STILL
 
     @property
     def stored(self) -> dict[str, Words]:
@@ -112,6 +117,8 @@ def write_master(
     if content.mask is not None:
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
+    if content.geometry is not None:
+        write_geometry(detector, content.geometry, content.arm)
     checksum = _write_calibration(detector, raw_paths, content)
     write_scaling(detector, content.calibration.formula, content.constants)
     lacking = missing_metadata(partial(has_own, entry), detector.name.removeprefix(f"{entry.name}/"))

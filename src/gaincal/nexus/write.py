@@ -60,10 +60,14 @@ METADATA: Mapping[str, Known] = MappingProxyType(
         "beam_center_y": Known("", "pixel", False, True, "where the beam hits, along y"),
         "exposure_time": Known("instrument/detector/count_time", "s", False, False, "exposure of a frame"),
         "frame_time": Known("instrument/detector/frame_time", "s", False, False, "period of the frames"),
+        "two_theta": Known("", "deg", False, False, "angle of the detector's arm; with a geometry"),
+        "two_theta_axis": Known("", "", True, False, "axis of this arm in the laboratory: 0,1,0; with a geometry"),
+        "detector_x": Known("", LENGTH, False, False, "shift of the detector along x; with a geometry"),
+        "detector_y": Known("", LENGTH, False, False, "shift of the detector along y; with a geometry"),
         "detector_name": Known("instrument/detector/description", "", True, False, "detector"),
     }
 )
-NOT_BY_FRAME = ("NXdetector_module", "NXdetector_group")
+NOT_BY_FRAME = (names.DETECTOR_MODULE, names.DETECTOR_GROUP)
 GEOMETRY = ("pixel_size", "distance", "beam_center_x", "beam_center_y")
 
 

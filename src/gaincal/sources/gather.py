@@ -211,7 +211,7 @@ def split_settings(
         metadata.setdefault(WAVELENGTH, names.KEV_ANGSTROM / _positive(PHOTON_ENERGY, values[PHOTON_ENERGY]))
     elif PHOTON_ENERGY in scalars:
         known = metadata.get(WAVELENGTH)
-        energy = _stated_energy(resolver, template) if known is None else None
+        energy = stated_energy(resolver, template) if known is None else None
         if known is not None:
             energy = np.array(names.KEV_ANGSTROM / _positive(WAVELENGTH, float(known)))
         if energy is not None:
@@ -225,7 +225,7 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
-def _stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
+def stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
     """Photon energy in keV from the beam of the raw file's entry, if it is stated in a unit we know."""
     for beam in descend(resolver, template, names.INSTRUMENT, "NXbeam"):
         for name, scales in BEAM_UNITS.items():

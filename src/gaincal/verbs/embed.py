@@ -41,6 +41,7 @@ from gaincal.sources.gather import (
     suggested_formula,
     told,
 )
+from gaincal.sources.geometry import find_geometry
 from gaincal.sources.recognise import AUTO, recognise
 
 Array = npt.NDArray[Any]
@@ -81,6 +82,7 @@ def embed(
     mask: str | os.PathLike[str] | None = None,
     mask_bits: str | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
+    geometry: str | os.PathLike[str] | None = None,
     source: str = AUTO,
     copy_raw: bool = False,
     in_place: bool = False,
@@ -112,6 +114,8 @@ def embed(
         Whose bits the mask has, if they are not NXmx's: ``euxfel``, ``psi``, ``lcls`` ...
     ids : mapping of str to str or path, optional
         Numbers that identify the frames: pulse_id, timestamp ...
+    geometry : str or path, optional
+        CrystFEL's ``.geom`` file of the detector.
     source : str
         Which facility wrote the run; ``auto`` finds out, ``plain`` takes a dataset as it is.
     copy_raw : bool
@@ -147,9 +151,10 @@ def embed(
         given = recorded_inputs(chosen, run)
         constants, settings = _with_plain_constants(chosen, constants, settings or {})
         stated, metadata = split_settings(chosen, settings, resolver, template)
+        placed = find_geometry(geometry, metadata, layout)
         given |= stated | stated_inputs(chosen, inputs or {}, layout)
         translated = find_mask(mask, mask_bits, resolver, template, layout)
-        bad = translated.mask if translated else None
+        bad = placed.masked(translated.mask if translated else None)
         loaded, provenance = load_constants(chosen, constants, layout)
         for name, (constant, origin) in stated_scaling(resolver, template, chosen, layout).items():
             loaded.setdefault(name, constant)
@@ -159,16 +164,17 @@ def embed(
         numbers = {n: load_numbers(Spec.parse(os.fspath(s)), (layout.frames,)) for n, s in (ids or {}).items()}
         if not in_place:
             read = [*resolver.opened, *(run.files if run else ())]
-            refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {})])
+            refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {}, geometry)])
         numbers = existing_ids(resolver, template, layout) | dict(run.ids if run else {}) | numbers
-        content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
+        facts = placed.geometry, placed.arm
+        content = Content(place, words, calibration, loaded, provenance, given, placed.metadata, bad, numbers, *facts)
         image, doubts = make_preview(calibration, words)
         start = resolver.master if in_place else None
         with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
     notes += [origin.note for origin in provenance.values() if origin.note]
-    notes = told(chosen, run) + list(translated.notes if translated else ()) + notes + doubts
+    notes = told(chosen, run) + list(translated.notes if translated else ()) + list(placed.notes) + notes + doubts
     return Embedded(target, checksum, content.calibration.available_outputs(), notes)
 
 
@@ -210,11 +216,11 @@ def _files(
     inputs: Mapping[str, str | os.PathLike[str]],
     mask: str | os.PathLike[str] | None,
     ids: Mapping[str, str | os.PathLike[str]],
+    geometry: str | os.PathLike[str] | None,
 ) -> list[Path]:
-    """The files that constants, inputs, mask and ids come from."""
-    named = [
-        s for s in (*constants.values(), *inputs.values(), *ids.values(), mask) if isinstance(s, str | os.PathLike)
-    ]
+    """The files that constants, inputs, mask, ids and geometry come from."""
+    given = (*constants.values(), *inputs.values(), *ids.values(), mask, geometry)
+    named = [s for s in given if isinstance(s, str | os.PathLike)]
     return [Spec.parse(os.fspath(s)).file for s in named]
 
 
