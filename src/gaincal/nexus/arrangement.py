@@ -14,7 +14,7 @@ from gaincal.nexus.dataset import Box
 Array = npt.NDArray[Any]
 STACKED, ASSEMBLED = "stacked", "assembled"
 LAYOUTS = (STACKED, ASSEMBLED)
-GAP_BIT = np.uint32(1)
+GAP = 1
 """Bit 0 of NXmx's pixel_mask: there is no pixel."""
 
 
@@ -76,7 +76,7 @@ class Arrangement:
         return self.pixels[0] + self.gap
 
     def box(self, first: int, count: int, module: int) -> Box:
-        """Where some frames of a module lie in the words (frame, \\*pixels)."""
+        """Where some frames of a module lie in the words (frame, *pixels)."""
         origin = (0,) * len(self.pixels)
         if self.modules == 1:
             return (first, *origin), (count, *self.pixels)
@@ -85,7 +85,7 @@ class Arrangement:
         return (first, module * self._step, 0), (count, *self.pixels)
 
     def arranged(self, values: Array, fill: float = 0) -> Array:
-        """Values (..., module, \\*pixels) as they lie in a frame: (..., \\*shape)."""
+        """Values (..., module, *pixels) as they lie in a frame: (..., *shape)."""
         lead = values.shape[: values.ndim - 1 - len(self.pixels)]
         if not self.in_one_image or not self.gap:
             return values.reshape(*lead, *self.shape)
@@ -98,4 +98,4 @@ class Arrangement:
         """The pixel mask (uint32) of rows without pixels, None if there are none."""
         if not self.in_one_image or not self.gap:
             return None
-        return self.arranged(np.zeros(self.stack, np.uint32), GAP_BIT)
+        return self.arranged(np.zeros(self.stack, np.uint32), GAP)

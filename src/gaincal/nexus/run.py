@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import h5py
 import numpy as np
 
+from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
 from gaincal.nexus.packing import Piece
 from gaincal.nexus.trust import Place
@@ -17,8 +20,23 @@ PACKET_ROWS = 4
 """Rows of the chunks where a part of a module was lost: those of the smallest UDP packet in use."""
 
 
+def relative_name(written: AtomicFile, place: Place) -> str:
+    """How a file that is being written names the file of a dataset."""
+    return os.path.relpath(place.file, Path(os.path.realpath(written.target)).parent)
+
+
+def outside(target: Path, words: Iterable[Words], place: Place | None = None) -> list[str]:
+    """Directories of words, and of a dataset, that a reader of a file will have to be told to trust."""
+    home = Path(os.path.realpath(target)).parent
+    held = list(words)
+    linked = [p for p in (place, *(w.whole for w in held)) if p is not None]
+    files = {p.file for p in (*linked, *(s.place for w in held for s in w.sources))}
+    directories = sorted({str(f.parent) for f in files if not f.is_relative_to(home)})
+    return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
+
+
 def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place], str]) -> None:
-    """Link words that are one whole dataset; make a virtual dataset of all others.
+    """Link words that are one whole dataset, plain or virtual; make a virtual dataset of all others.
 
     Parameters
     ----------
@@ -30,9 +48,10 @@ def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place
         How the file of a dataset is called in the master.
     """
     held = [p for p in words.pieces if p.source is not None]
-    only = held[0].source if len(words.pieces) == 1 else None
-    if only is not None and only.dataset.shape == words.shape:
-        group[name] = h5py.ExternalLink(named(only.place), only.place.path)
+    only = held[0].source if len(words.pieces) == 1 and held else None
+    whole = only.place if only is not None and only.dataset.shape == words.shape else words.whole
+    if whole is not None:
+        group[name] = h5py.ExternalLink(named(whole), whole.path)
         return
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     space = h5py.h5s.create_simple(words.shape)

@@ -79,6 +79,8 @@ class Words:
     shape : tuple of int
     dtype : numpy.dtype
         In native byte order.
+    whole : Place or None
+        The one dataset, plain or virtual, that is all of the words.
     pieces : list of Piece
         Where the words lie; of overlapping ones the last holds.
 
@@ -89,9 +91,10 @@ class Words:
     """
 
     pieces: list[Piece]
+    whole: Place | None
 
     def __init__(self, resolver: Resolver, place: Place) -> None:
-        self.place = place
+        self.place = self.whole = place
         self.dtype = element_type(place).newbyteorder("=")
         if self.dtype.kind != "u":
             problem = f"has elements of type {self.dtype.name}; words are unsigned"
@@ -122,7 +125,7 @@ class Words:
             Box of the words, dataset, and box of it; at least one.
         """
         words = cls.__new__(cls)
-        words.place, words.dtype = parts[0][1], dtype
+        words.place, words.whole, words.dtype = parts[0][1], None, dtype
         words._prepare(shape)
         for box, place, source in parts:
             if element_type(place).newbyteorder("=") != dtype:

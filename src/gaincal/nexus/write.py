@@ -17,6 +17,7 @@ from gaincal.nexus import names
 from gaincal.nexus.fields import (
     MAX_ATTRIBUTE_BYTES,
     MAX_FIELD_BYTES,
+    MIN_CHECKED_FIELD,
     attribute_size,
     attribute_text,
     read_array,
@@ -176,9 +177,13 @@ def field(group: h5py.Group, path: str, value: Any, units: str | None = None) ->
 
 
 def array_field(group: h5py.Group, name: str, values: Array, compression: str | None = None) -> h5py.Dataset:
-    """Create an array field with a checksum; an empty one can have neither chunks nor a checksum."""
+    """Create an array field with a checksum; an empty one can have neither chunks nor a checksum.
+
+    What is large is not compressed: it could shrink further than a reader, who trusts nobody, believes.
+    """
     if values.size == 0:
         return group.create_dataset(name, data=values)
+    compression = compression if values.nbytes <= MIN_CHECKED_FIELD else None
     return group.create_dataset(name, data=values, chunks=values.shape, compression=compression, fletcher32=True)
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
-from gaincal.nexus.account import ModuleAccount
 from gaincal.nexus.arrangement import STACKED, Arrangement
 from gaincal.nexus.trust import MAX_FILES, TRUST_VARIABLE, Resolver, reading
 from gaincal.sources.euxfel_files import Family, Source, read_stretch, sources
@@ -193,18 +192,14 @@ def _run(
         files=tuple(sorted({p.file for m in modules.values() for s in m.stretches for p in s.places.values()})),
         notes=(*notes, *_notes(order, modules, len(trains))),
         lies=lies,
-        account=tuple(_account(order, modules, len(trains))),
-        matched_by=("train_id", family.second),
+        account=matched.account(f"train_id, {family.second}", {n: ("", _problem(modules.get(n))) for n in order}),
     )
 
 
-def _account(order: list[int], modules: Mapping[int, Module], frames: int) -> Iterator[ModuleAccount]:
-    for number in order:
-        if number not in modules:
-            yield ModuleAccount(number, "", 0, 0, frames, 0, 0, frames, "absent")
-            continue
-        lost = modules[number].unusable
-        yield modules[number].account(number, frames, f"{lost} frames were not received" if lost else "")
+def _problem(module: Module | None) -> str:
+    if module is None:
+        return "absent"
+    return f"{module.unusable} frames were not received" if module.unusable else ""
 
 
 def _order(path: Path, family: Family, name: str, numbers: list[int]) -> list[int]:

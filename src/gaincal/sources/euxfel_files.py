@@ -135,7 +135,7 @@ def read_stretch(resolver: Resolver, source: Source) -> Stretch | None:
         raise index.error(problem, "is the file complete?", code="wrong-shape")
     planes = {name: plane for name, (_, _, plane) in family.words.items()}
     corner = (0,) * len(family.pixels)
-    places = {name: Store(place.file, place.path, corner, planes[name]) for name, place in words.items()}
+    places = {n: Store(p.file, p.path, corner, family.pixels, planes[n]) for n, p in words.items()}
     return _expanded(source, places, fields, trains, first.astype(np.int64), count.astype(np.int64))
 
 

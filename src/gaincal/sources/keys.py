@@ -94,13 +94,13 @@ def close_keys(rows: Sequence[Array], names: Sequence[str], tolerance: float) ->
     return Keys([np.searchsorted(first, r, side="right") - 1 for r in rows], (first,))
 
 
-def _refuse_wide(
-    times: Array, owner: Array, first: Array, group: Array, limit: float, names: Sequence[str]
-) -> None:
+def _refuse_wide(times: Array, owner: Array, first: Array, group: Array, limit: float, names: Sequence[str]) -> None:
     for k in np.flatnonzero(times - first[group] > limit)[:1]:
         start = int(np.flatnonzero(group == group[k])[0])
         problem = f"{times[start]} of {names[owner[start]]} and {times[k]} of {names[owner[k]]} are further apart"
-        raise RequestError(f"{problem} than the tolerance {limit}, but times between them are not: choose a smaller one")
+        raise RequestError(
+            f"{problem} than the tolerance {limit}, but times between them are not: choose a smaller one"
+        )
 
 
 def _refuse_twice(times: Array, owner: Array, group: Array, names: Sequence[str]) -> None:
@@ -110,5 +110,7 @@ def _refuse_twice(times: Array, owner: Array, group: Array, names: Sequence[str]
     group, whose, sorted_times = group[order], whose[order], times[order]
     twice = (np.diff(group) == 0) & (np.diff(whose) == 0) & (sorted_times[1:] != sorted_times[:-1])
     for k in np.flatnonzero(twice)[:1]:
-        problem = f"{sorted_times[k]} and {sorted_times[k + 1]} of {names[owner[order[k]]]} are both within the tolerance"
+        problem = (
+            f"{sorted_times[k]} and {sorted_times[k + 1]} of {names[owner[order[k]]]} are both within the tolerance"
+        )
         raise RequestError(f"{problem} of one frame: choose a smaller one")

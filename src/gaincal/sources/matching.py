@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.errors import FileError, RequestError
-from gaincal.nexus.account import ModuleAccount
+from gaincal.errors import FileError, GaincalError, RequestError
+from gaincal.nexus.account import Account, ModuleAccount
 from gaincal.nexus.arrangement import Arrangement
 from gaincal.sources.keys import Columns, Keys, close_keys, equal_keys
 from gaincal.sources.run import Part, RawWords
@@ -62,13 +62,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Store:
-    """A dataset with the words of a module: (entry, \\*pixels) or (entry, place in it, \\*pixels).
+    """A dataset with the words of a module: (entry, *pixels) or (entry, place in it, *pixels).
 
     Parameters
     ----------
     file, path : Path, str
-    corner : tuple of int
-        First index along the dims of the pixels.
+    corner, lengths : tuple of int
+        Where the pixels lie along the dims behind these: first index and length.
     plane : int, optional
         What is added to the place in the entry; None where an entry is a frame.
     """
@@ -76,6 +76,7 @@ class Store:
     file: Path
     path: str
     corner: tuple[int, ...]
+    lengths: tuple[int, ...]
     plane: int | None = None
 
 
@@ -174,19 +175,21 @@ class Module:
         for length, *first in zip(lengths.tolist(), *(c[starts].tolist() for c in columns), strict=True):
             at, stretch, entry, inner = first
             store = self.stretches[stretch].places[word]
-            origin, counts = (entry,), (length,)
+            origin: tuple[int, ...] = (entry,)
+            counts: tuple[int, ...] = (length,)
             if store.plane is not None:
                 origin, counts = (entry, inner + store.plane), (1, length) if inside else (length, 1)
-            source = ((*origin, *store.corner), (*counts, *lies.pixels))
+            source = ((*origin, *store.corner), (*counts, *store.lengths))
             yield Part(lies.box(at, length, place), store.file, store.path, source)
 
     def account(self, number: int, frames: int, problem: str = "") -> ModuleAccount:
-        """What became of the rows."""
+        """What became of the rows, of which some could not be used for a stated reason."""
         recorded = sum(len(s.entry) for s in self.stretches)
         files = ", ".join(dict.fromkeys(s.file for s in self.stretches))
         rejected, written = self.unusable + self.lonely, len(self.at)
         facts = (recorded, written, frames - written, self.duplicate, rejected, recorded + self.missing)
-        return ModuleAccount(number, files, *facts, problem)
+        few = f"{self.lonely} rows of frames that too few modules have" if self.lonely else ""
+        return ModuleAccount(number, files, *facts, ", ".join(p for p in (problem, few) if p))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,15 +202,46 @@ class Matched:
         What identifies the frames, sorted: all that enough modules have.
     modules : dict of int to Module
         By number.
+    rule : Rule
     """
 
     ids: Columns
     modules: dict[int, Module]
 
+    rule: Rule
+
     @property
     def frames(self) -> int:
         """Of the run."""
         return len(self.ids[0])
+
+    def account(self, matched_by: str, problems: Mapping[int, tuple[str, str]]) -> Account:
+        """What became of all rows of all modules.
+
+        Parameters
+        ----------
+        matched_by : str
+            Names of the ids.
+        problems : mapping of int to (str, str)
+            By the number of each module: its file, where there is nothing of it, and what is wrong.
+
+        Raises
+        ------
+        GaincalError
+            If something is not accounted for, which is a fault of this program.
+        """
+        frames = self.frames
+        rows = []
+        for number, (file, problem) in problems.items():
+            module = self.modules.get(number)
+            nothing = ModuleAccount(number, file, 0, 0, frames, 0, 0, frames, problem)
+            rows.append(nothing if module is None else module.account(number, frames, problem))
+        for row in rows:
+            if not row.balanced:
+                raise GaincalError(f"a fault of gaincal: rows are not accounted for: {row}", code="unbalanced")
+        present = sum(len(m.at) > 0 for m in self.modules.values())
+        required = present if self.rule.intersection else self.rule.require
+        return Account(matched_by, self.rule.duplicates, required, tuple(rows), self.rule.tolerance)
 
 
 def match(stretches: Sequence[Stretch], rule: Rule, label: str = "module {}") -> Matched:
@@ -231,7 +265,10 @@ def match(stretches: Sequence[Stretch], rule: Rule, label: str = "module {}") ->
     kept = {}
     for number, own in rows.items():
         usable = np.flatnonzero(np.concatenate([stretches[k].usable for k in own]))
-        kept[number] = (len(usable), *_single(np.concatenate([keys.of[k] for k in own])[usable], usable, rule.duplicates))
+        kept[number] = (
+            len(usable),
+            *_single(np.concatenate([keys.of[k] for k in own])[usable], usable, rule.duplicates),
+        )
     table = _table([key for _, key, _ in kept.values()], rule)
     modules = {}
     for number, own in rows.items():
@@ -248,7 +285,7 @@ def match(stretches: Sequence[Stretch], rule: Rule, label: str = "module {}") ->
             lonely=int(np.count_nonzero(~equal)),
             missing=int(np.count_nonzero(~np.isin(table, key, assume_unique=True))),
         )
-    return Matched(keys.ids(table), modules)
+    return Matched(keys.ids(table), modules, rule)
 
 
 def _keys(stretches: Sequence[Stretch], rule: Rule, label: str) -> Keys:

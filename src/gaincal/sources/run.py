@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.nexus.account import ModuleAccount
+from gaincal.nexus.account import Account
 from gaincal.nexus.arrangement import Arrangement
 from gaincal.nexus.dataset import Box
 
@@ -91,10 +91,10 @@ class RawRun:
         What the user should know: modules that are absent, frames marked bad ...
     lies : Arrangement, optional
         How modules lie in a frame, where the frames were put together here.
-    account : tuple of ModuleAccount
+    account : Account, optional
         What became of all that the modules recorded, where their frames were matched here.
-    matched_by : tuple of str
-        The ids by which that was done.
+    has_entry : bool
+        Whether the file of the words is itself an NXmx file, whose metadata are carried over.
     """
 
     kind: str
@@ -110,8 +110,8 @@ class RawRun:
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     lies: Arrangement | None = None
-    account: tuple[ModuleAccount, ...] = ()
-    matched_by: tuple[str, ...] = ()
+    account: Account | None = None
+    has_entry: bool = False
 
 
 def by_frame(values: Array) -> Array:
