@@ -55,19 +55,23 @@ def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place
         return
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     space = h5py.h5s.create_simple(words.shape)
+    known: dict[int, tuple[bytes, bytes]] = {}
     for piece in held:
-        _map(plist, space, piece, named)
+        assert piece.source is not None
+        if id(piece.source) not in known:
+            # A percent sign would stand for the number of a block.
+            place = piece.source.place
+            texts = (text.replace("%", "%%").encode() for text in (named(place), place.path))
+            known[id(piece.source)] = (next(texts), next(texts))
+        _map(plist, space, piece, *known[id(piece.source)])
     h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(words.dtype), space, plist)
 
 
-def _map(plist: h5py.h5p.PropDCID, space: h5py.h5s.SpaceID, piece: Piece, named: Callable[[Place], str]) -> None:
+def _map(plist: h5py.h5p.PropDCID, space: h5py.h5s.SpaceID, piece: Piece, file: bytes, path: bytes) -> None:
     assert piece.source is not None
     target, source = space.copy(), h5py.h5s.create_simple(piece.source.dataset.shape)
     for selection, (start, count) in ((target, piece.box), (source, piece.source_box)):
         selection.select_hyperslab(start, (1,) * len(start), block=count)
-    place = piece.source.place
-    # A percent sign would stand for the number of a block.
-    file, path = (text.replace("%", "%%").encode() for text in (named(place), place.path))
     plist.set_virtual(target, file, path, source)
 
 

@@ -87,7 +87,8 @@ def _reader(words: RawWords, shape: tuple[int, ...], resolver: Resolver) -> Read
     if words.read is not None:
         return FrameReader(shape, words)
     start = resolver.get("/")
-    places = {(p.file, p.path): resolver.beside(start, str(p.file), p.path) for p in words.parts}
+    named = {(p.file, p.path) for p in words.parts}
+    places = {(file, path): resolver.beside(start, str(file), path) for file, path in named}
     if len(words.parts) == 1:
         (place,) = places.values()
         (part,) = words.parts
