@@ -33,12 +33,13 @@ def mappings(place: Place) -> list[Mapping]:
     if plist.get_virtual_count() > MAX_MAPPINGS:
         problem = f"has {plist.get_virtual_count()} mappings, at most {MAX_MAPPINGS} are allowed"
         raise TrustError(place.file, place.path, problem, code="over-budget")
-    found = []
+    found: list[Mapping] = []
+    shape = place.dataset.shape
     for k in range(plist.get_virtual_count()):
         file, path = plist.get_virtual_filename(k), plist.get_virtual_dsetname(k)
         if any(c != "%" for c in _PERCENT.findall(file + "\n" + path)):
             raise place.error("has sources with numbered names (%b)", code="odd-layout")
-        target = _box(place, plist.get_virtual_vspace(k), place.dataset.shape)
+        target = _box(place, plist.get_virtual_vspace(k), shape)
         source = _box(place, plist.get_virtual_srcspace(k), None)
         assert target is not None
         found.append(Mapping(target, file.replace("%%", "%"), path.replace("%%", "%"), source))

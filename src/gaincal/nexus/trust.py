@@ -38,10 +38,11 @@ class Place:
     item : h5py.Group or h5py.Dataset
     """
 
-    __slots__ = ("file", "item", "path")
+    __slots__ = ("_dataset", "file", "item", "path")
 
     def __init__(self, file: Path, path: str, item: h5py.Group | h5py.Dataset) -> None:
         self.file, self.path, self.item = file, path, item
+        self._dataset: h5py.Dataset | None = None
 
     def error(self, problem: str, remedy: str = "", *, code: str) -> FileError:
         """A complaint about this object."""
@@ -55,11 +56,14 @@ class Place:
     @property
     def dataset(self) -> h5py.Dataset:
         """The object as a dataset; raises FileError if it is none, or keeps its values in other files."""
+        if self._dataset is not None:  # of a virtual dataset, asking means a copy of all of its mappings
+            return self._dataset
         if not isinstance(self.item, h5py.Dataset):
             raise self.error("is not a dataset", code="not-a-dataset")
         if self.item.id.get_create_plist().get_external_count():
             problem = "keeps its values in external raw files, which can name any file"
             raise TrustError(self.file, self.path, problem, "copy it with h5repack", code="external-storage")
+        self._dataset = self.item
         return self.item
 
     @property
