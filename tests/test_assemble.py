@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,7 @@ from gaincal.formulas.program import MISSING_BIT
 from gaincal.nexus.read import open_master
 from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Words
+from gaincal.sources.recognise import recognise
 from gaincal.verbs.assemble import Assembled
 from gaincal.verbs.inspect import info, validate
 
@@ -32,6 +38,8 @@ IDS = {"pulse_id": PULSES}
 RAW = "/entry/instrument/detector/raw"
 ACCOUNT = "/entry/instrument/detector/account"
 MISSING = 1 << MISSING_BIT
+DATA = Path(os.environ.get("GAINCAL_TEST_DATA") or Path(__file__).parents[2] / "shared" / "data")
+DARK = DATA / "jungfrau_dark_raw"
 
 
 def run(*arguments: object) -> Result:
@@ -50,7 +58,20 @@ def read(path: Path) -> tuple[Array, Array]:
     return values, np.zeros(values.shape, bool) if missing is None else missing
 
 
-def check(made: Assembled, files: ModuleFiles, modules: int) -> None:
+def read_by_hdf5(path: Path) -> tuple[Array, Array]:
+    """Words as HDF5 reads them, which does not know what is missing, and where gaincal knows that they are."""
+    with h5py.File(path) as file:
+        values = file[f"{RAW}/data"][...]
+    with Resolver(path) as resolver:
+        missing = np.ones(values.shape, bool)
+        for piece in Words(resolver, resolver.get(f"{RAW}/data")).pieces:
+            missing[tuple(slice(s, s + n) for s, n in zip(*piece.box, strict=True))] = piece.source is None
+    return values, missing
+
+
+def check(
+    made: Assembled, files: ModuleFiles, modules: int, read: Callable[[Path], tuple[Array, Array]] = read
+) -> None:
     """Every word is where its frame and module are; what nobody recorded is missing; all is accounted for."""
     table = np.unique(np.concatenate(list(files.rows.values())))
     with h5py.File(made.path) as file:
@@ -103,7 +124,7 @@ def test_sixteen_modules_of_ten_thousand_frames(tmp_path: Path) -> None:
     began = time.perf_counter()
     made = assemble([files.pattern], tmp_path / "run.nxs", ids=IDS)
     assert time.perf_counter() - began < 10
-    check(made, files, 16)
+    check(made, files, 16, read_by_hdf5)
     problems = {row.module: row.problem for row in made.account.modules if row.problem}
     assert problems.keys() == {5, 11}
     assert problems[5] == "absent"
@@ -116,8 +137,7 @@ def test_sixteen_modules_of_ten_thousand_frames(tmp_path: Path) -> None:
 
 def test_hdf5_itself_reads_the_same_words(files: ModuleFiles) -> None:
     made = assemble([files.pattern], files.folder / "run.nxs", ids=IDS)
-    with h5py.File(made.path) as file:
-        np.testing.assert_array_equal(file[f"{RAW}/data"][...], read(made.path)[0])
+    check(made, files, MODULES, read_by_hdf5)
 
 
 def test_the_last_of_repeated_frames_or_none(files: ModuleFiles) -> None:
@@ -273,6 +293,7 @@ def test_modules_by_number_and_absent_ones(files: ModuleFiles) -> None:
 # --- layouts -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [0, 3])
 def test_the_modules_of_one_image_are_calibrated_alike(files: ModuleFiles, gap: int) -> None:
     folder = files.folder
@@ -422,6 +443,115 @@ def test_npy_files_are_copied_frame_by_frame(tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.flatnonzero(has), np.unique(own))
             wanted = stamped(own, module, PIXELS)[[np.flatnonzero(own == f)[0] for f in np.unique(own)]]
             np.testing.assert_array_equal(found[box][has], wanted)
+
+
+def test_npy_files_of_times_and_of_no_module(tmp_path: Path) -> None:
+    np.save(tmp_path / "m0.npy", stamped(np.arange(3), 0, PIXELS))
+    np.save(tmp_path / "i0.npy", np.array([0.5, np.nan, 0.25]))
+    made = assemble([tmp_path / "m0.npy"], tmp_path / "r.nxs", ids={"time": f"{tmp_path}/i0.npy"}, tolerance=0)
+    assert made.shape == (2, *PIXELS)
+    assert made.account.modules[0].rejected == 1
+    np.testing.assert_array_equal(read(made.path)[0][:, 0, 0], [2, 0])
+
+
+@pytest.mark.skipif(not DARK.is_dir(), reason=f"no real frames: {DARK} is not there")
+def test_real_raw_files_of_two_modules(tmp_path: Path) -> None:
+    for module in range(2):
+        shutil.copytree(DARK, tmp_path / f"m{module}")
+    masters = [next((tmp_path / f"m{m}").glob("*_master_*.json")) for m in range(2)]
+    made = assemble(masters, tmp_path / "run.nxs")
+    assert made.account.matched_by == "frame_number"
+    assert made.shape == (10, 2, 512, 1024)
+    alone = recognise(masters[0], None)
+    assert alone is not None
+    reads = alone.words["raw"].read
+    assert reads is not None
+    words, lost = reads(0, 10)
+    found, missing = read(made.path)
+    for module in range(2):
+        np.testing.assert_array_equal(found[:, module], words)
+        np.testing.assert_array_equal(missing[:, module], np.zeros(words.shape, bool) if lost is None else lost)
+    flat = {name: np.ones((3, 2, 512, 1024), np.float32) for name in ("pedestal", "gain")}
+    done = embed(made.path, tmp_path / "m.nxs", constants=flat)
+    assert "formula jungfrau_modules" in done.notes[0]
+
+
+def test_files_of_the_european_xfel_say_themselves_which_module_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("extra_data", reason="extra-data, which writes the facility's layout, is not installed")
+    from extra_data.tests.mockdata import write_file
+    from extra_data.tests.mockdata.detectors import AGIPDModule
+
+    for module in (2, 0):
+        path = tmp_path / f"RAW-R0001-AGIPD{module:02d}-S00000.h5"
+        device = AGIPDModule(f"SPB_DET_AGIPD1M-1/DET/{module}CH0", frames_per_train=4)
+        write_file(str(path), [device], 3 - module // 2, format_version="1.2", chunksize=32)
+    paths = sorted(tmp_path.glob("*.h5"))
+    folder = recognise(tmp_path, None)
+    assert folder is not None
+    made = assemble(paths, tmp_path / "run.nxs")
+    assert made.account == folder.account
+    assert made.account.matched_by == "train_id, pulse_id"
+    rows = made.account.modules
+    assert [row.module for row in rows if not row.problem] == [0, 2]
+    assert [(rows[m].written, rows[m].missing) for m in (0, 2, 5)] == [(12, 0), (8, 4), (0, 12)]
+    image = assemble(paths, tmp_path / "image.nxs", layout="assembled", gap=1, select="intersection")
+    assert image.shape == (8, 16 * 513 - 1, 128)
+    found = recognise(made.path, None)
+    assert found is not None
+    assert found.words.keys() == {"analog", "digital"}
+    assert (found.formula, found.pixels, found.ids.keys()) == ("agipd", (16, 512, 128), {"train_id", "pulse_id"})
+    np.testing.assert_array_equal(found.inputs["cell"], folder.inputs["cell"])
+    with pytest.raises(RequestError, match="matched by train and pulse"):
+        assemble(paths, tmp_path / "other.nxs", ids={"pulse_id": "/x"})
+
+
+# --- interrupted ---------------------------------------------------------------------------
+
+LIMITED = """
+import resource, signal, sys
+from gaincal.cli import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_nothing_and_inputs_as_they_were(files: ModuleFiles) -> None:
+    before, out = digests(files.folder), files.folder / "run.nxs"
+    command = ["assemble", files.pattern, "-o", str(out), "--id", f"pulse_id={PULSES}"]
+    size = assemble([files.pattern], out, ids=IDS).path.stat().st_size
+    out.unlink()
+    for part in (0, 0.3, 0.9):
+        script = [sys.executable, "-c", LIMITED, str(int(size * part)), *command]
+        done = subprocess.run(script, capture_output=True, text=True, check=False)
+        assert done.returncode == OutputError.exit_code, done.stderr
+        assert "cannot be written" in done.stderr
+        assert not list(files.folder.glob("run.nxs*"))
+    assert digests(files.folder) == before
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_the_file_is_whole_or_absent(files: ModuleFiles) -> None:
+    before, out = digests(files.folder), files.folder / "run.nxs"
+    start = [sys.executable, "-c", "from gaincal.cli import main; main()"]
+    command = [*start, "assemble", files.pattern, "-o", str(out), "--id", f"pulse_id={PULSES}"]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    whole = time.perf_counter() - began
+    out.unlink()
+    ends = []
+    for delay in np.linspace(0.5, 1, 10) * whole:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        ends.append(process.wait())
+        if out.exists():
+            read(out)
+            out.unlink()
+    assert -signal.SIGKILL in ends
+    check(assemble([files.pattern], out, ids=IDS), files, MODULES)
+    assert digests(files.folder) == before
 
 
 # --- requests ------------------------------------------------------------------------------

@@ -157,7 +157,6 @@ def _copy_template(resolver: Resolver, template: Place, entry: h5py.Group, conte
     for instrument in of_class(resolver, template, names.INSTRUMENT):
         for detector in of_class(resolver, instrument, names.DETECTOR):
             skip |= {f"{detector.path}/{names.RAW_GROUP}", f"{detector.path}/{names.CALIBRATION_GROUP}"}
-            skip |= {f"{detector.path}/{names.RECORDED_GROUP}"} if content.account is not None else set()
             for collection in of_class(resolver, detector, names.COLLECTION):
                 found = of_class(resolver, collection, names.CALIBRATION)
                 notes += [f"calibration {c.path} of the raw file is not carried over" for c in found]

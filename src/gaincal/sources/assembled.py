@@ -67,7 +67,6 @@ def _run(resolver: Resolver, detector: Place, group: Place) -> RawRun:
         files=tuple(resolver.opened),
         lies=lies,
         account=account,
-        has_entry=True,
     )
 
 

@@ -168,7 +168,7 @@ def find_mask(
     layout: RawLayout,
     lies: Arrangement | None = None,
 ) -> Translation | None:
-    """The pixel mask that is named, else the one that the raw file brings along."""
+    """The pixel mask that is named, else the one that the raw file brings along, else that of rows without pixels."""
     if mask is not None:
         return read_mask(Spec.parse(os.fspath(mask)), layout.pixels, convention, lies)
     if convention is not None:
@@ -178,7 +178,8 @@ def find_mask(
         values = read_array(place) if place else None
         if place and values is not None and values.shape == layout.pixels and values.dtype.kind in "iu":
             return translate(values, NXMX, file=place.file, place=place.path)
-    return None
+    gaps = lies.mask if lies is not None else None
+    return None if gaps is None else translate(gaps, NXMX, file=resolver.named, place="")
 
 
 def _now() -> str:

@@ -93,8 +93,6 @@ class RawRun:
         How modules lie in a frame, where the frames were put together here.
     account : Account, optional
         What became of all that the modules recorded, where their frames were matched here.
-    has_entry : bool
-        Whether the file of the words is itself an NXmx file, whose metadata are carried over.
     """
 
     kind: str
@@ -111,7 +109,6 @@ class RawRun:
     notes: tuple[str, ...] = ()
     lies: Arrangement | None = None
     account: Account | None = None
-    has_entry: bool = False
 
 
 def by_frame(values: Array) -> Array:

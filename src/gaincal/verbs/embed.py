@@ -140,7 +140,7 @@ def embed(
     chosen = load_formula(formula if formula is not None else suggested_formula(run))
     with open_raw(spec, run, trust) as resolver, reading(spec.file):
         place, words = find_readers(resolver, spec, chosen, run)
-        template = find_template(resolver) if run is None or run.has_entry else None
+        template = find_template(resolver) if run is None else None
         layout = _layout(words)
         given = recorded_inputs(chosen, run)
         constants, settings = _with_plain_constants(chosen, constants, settings or {})
