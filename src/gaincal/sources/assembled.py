@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from gaincal.formulas import catalog
 from gaincal.nexus import names
-from gaincal.nexus.account import read_account, read_arrangement
+from gaincal.nexus.account import Account, read_account, read_arrangement
 from gaincal.nexus.dataset import element_type
 from gaincal.nexus.fields import read_array, read_text
 from gaincal.nexus.read import descend, read_ids
@@ -65,9 +66,16 @@ def _run(resolver: Resolver, detector: Place, group: Place) -> RawRun:
         maps=_recorded(resolver, detector, (shape[1:],)),
         ids=read_ids(resolver, detector, shape[0]),
         files=tuple(resolver.opened),
+        notes=tuple(_notes(account)),
         lies=lies,
         account=account,
     )
+
+
+def _notes(account: Account) -> Iterator[str]:
+    gone = [f"{row.module} ({row.problem})" for row in account.modules if not row.written]
+    if gone:
+        yield f"modules without words: {', '.join(gone)}"
 
 
 def _where(detector: Place, inputs: list[str]) -> dict[str, str]:

@@ -125,7 +125,7 @@ def _put_together(modules: Mapping[int, Spec | None], recordings: Mapping[int, R
         maps={n: lies.arranged(np.repeat(v[None], lies.modules, axis=0)) for n, v in some.maps.items()},
         ids={matched_by: matched.ids[0], **others},
         files=tuple(dict.fromkeys(f for run in runs.values() for f in run.files)),
-        notes=tuple(_notes(runs, recordings, differ)),
+        notes=tuple(_notes(runs, differ)),
         lies=lies,
         account=matched.account(matched_by, {n: (r.file, r.problem) for n, r in recordings.items()}),
     )
@@ -218,10 +218,7 @@ def _words(
     return {word: gathered(word, dtype, runs, matched, lies) for word, dtype in dtypes.items()}
 
 
-def _notes(runs: Mapping[int, RawRun], recordings: Mapping[int, Recording], differ: Mapping[str, int]) -> Iterator[str]:
-    gone = [f"module {n}: {r.problem}" for n, r in recordings.items() if r.run is None]
-    if gone:
-        yield f"without words: {'; '.join(gone)}"
+def _notes(runs: Mapping[int, RawRun], differ: Mapping[str, int]) -> Iterator[str]:
     for name, count in differ.items():
         if count:
             yield f"{name} differs between modules in {count} frames; that of the first module is given"
