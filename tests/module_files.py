@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 FIRST_PULSE = 9_000_000_000
-STEP = 10
+STEP, BLOCK = 10, 50
 WORDS, PULSES = "/entry/data", "/entry/pulse_id"
 
 
@@ -20,11 +20,11 @@ def pulse(frame: Array) -> Array:
     return FIRST_PULSE + STEP * frame.astype(np.uint64)
 
 
-def stamped(frames: Array, module: int, pixels: tuple[int, int]) -> Array:
+def stamped(frames: Array, module: int, pixels: tuple[int, int], first_row: int = 0) -> Array:
     """Words whose first four pixels are frame (two words), module and row; others tell the module."""
     words = np.full((len(frames), *pixels), 2000 + 10 * module, np.uint16)
     words[:, 0, 0], words[:, 0, 1], words[:, 0, 2] = frames & 0xFFF, frames >> 12, module
-    words[:, 0, 3] = np.arange(len(frames)) & 0xFFF
+    words[:, 0, 3] = np.arange(first_row, first_row + len(frames)) & 0xFFF
     return words
 
 
@@ -72,9 +72,10 @@ def write_modules(
     repeated: float = 0.001,
     shuffled: float = 0.001,
     seed: int = 0,
+    noise: bool = False,
     **storage: Any,
 ) -> ModuleFiles:
-    """Modules that each lack some frames, recorded some again, and others out of order."""
+    """Modules that each lack some frames, recorded some again, and others out of order; noise compresses as such."""
     rng = np.random.default_rng(seed)
     rows = {}
     for module in range(modules):
@@ -87,7 +88,9 @@ def write_modules(
         with h5py.File(folder / f"m{module:02d}.h5", "w") as file:
             file[PULSES] = pulse(own)
             words = file.create_dataset(WORDS, (len(own), *pixels), "u2", chunks=(1, *pixels), **storage)
-            words[...] = stamped(own, module, pixels)
+            for first in range(0, len(own), BLOCK):
+                block = stamped(own[first : first + BLOCK], module, pixels, first)
+                words[first : first + BLOCK] = block + rng.integers(0, 128, pixels, np.uint16) if noise else block
     return ModuleFiles(folder, rows, pixels, frames)
 
 

@@ -37,6 +37,8 @@ from gaincal.nexus.trust import Place, Resolver, reading
 Array = npt.NDArray[Any]
 MAX_FRAME_BYTES = 1 << 30
 MAX_NESTING = 4
+MIN_SHARED_BYTES = 1 << 20
+"""Below this, handing words to threads takes longer than they do."""
 MAX_RANK = 8
 
 
@@ -198,6 +200,7 @@ class Words:
         missing[...] = True
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
+        threads = threads if words.nbytes >= MIN_SHARED_BYTES else 1
         jobs = [self._jobs(self.pieces[index], wanted, words, missing) for index in touched]
         for piece in [list(chain.from_iterable(jobs))] if self._disjoint else jobs:
             run_all(piece, threads)
