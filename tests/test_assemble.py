@@ -369,6 +369,20 @@ def test_the_master_tells_what_the_assembled_run_tells(files: ModuleFiles) -> No
     assert [f for f in validate(files.folder / "m.nxs") if f.severity == "error"] == []
 
 
+def test_some_frames_are_applied_and_the_account_stays_whole(tmp_path: Path) -> None:
+    files = write_modules(tmp_path, 9, MODULES, PIXELS, lost=0, repeated=0, shuffled=0)
+    few = {m: rows[:4] for m, rows in files.rows.items()}  # as many frames as modules
+    for module, rows in few.items():
+        with h5py.File(files.file(module), "w") as file:
+            file[PULSES], file[WORDS] = pulse(rows), stamped(rows, module, PIXELS)
+    made = assemble([files.pattern], tmp_path / "run.nxs", ids=IDS)
+    embed(made.path, tmp_path / "m.nxs", formula="jungfrau_modules", constants=constants((MODULES, *PIXELS)))
+    done = apply(tmp_path / "m.nxs", tmp_path / "out.nxs", output="energy", frames=(1, 3))
+    with h5py.File(done.path) as file:
+        assert len(file["/entry/data/pulse_id"]) == 2
+        assert file[f"{ACCOUNT}/written"][...].tolist() == [4] * MODULES
+
+
 def test_an_assembled_run_needs_a_master_of_its_own(files: ModuleFiles) -> None:
     made = assemble([files.pattern], files.folder / "run.nxs", ids=IDS)
     with pytest.raises(RequestError, match="not in place"):
@@ -496,6 +510,9 @@ def test_files_of_the_european_xfel_say_themselves_which_module_they_are(tmp_pat
     assert [(rows[m].written, rows[m].missing) for m in (0, 2, 5)] == [(12, 0), (8, 4), (0, 12)]
     image = assemble(paths, tmp_path / "image.nxs", layout="assembled", gap=1, select="intersection")
     assert image.shape == (8, 16 * 513 - 1, 128)
+    in_one = recognise(image.path, None)
+    assert in_one is not None
+    assert in_one.inputs["cell"].shape == (8,)
     found = recognise(made.path, None)
     assert found is not None
     assert found.words.keys() == {"analog", "digital"}

@@ -304,7 +304,7 @@ def copy_tree(
                 if isinstance(member.item, h5py.Dataset):
                     if member.identity in words:
                         continue
-                    cut = None if _class_of(source) in _NOT_BY_FRAME else frames
+                    cut = None if _counts_no_frames(source) else frames
                     _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
                 elif not isinstance(member.item, h5py.Group):
                     left_out.append(path)  # a committed datatype
@@ -318,8 +318,9 @@ def copy_tree(
     return left_out
 
 
-def _class_of(place: Place) -> str | None:
-    return attribute_text(place, names.NX_CLASS)
+def _counts_no_frames(place: Place) -> bool:
+    """Whether lists in a group have one value for each of other things, however many frames there are."""
+    return place.path.endswith(f"/{names.ACCOUNT_GROUP}") or attribute_text(place, names.NX_CLASS) in _NOT_BY_FRAME
 
 
 def _contents(place: Place, frames: tuple[int, int, int] | None) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _run(
         frames=len(trains),
         pixels=lies.shape,
         words=map_words(str(path), name, lies, dtypes, by_place),
-        inputs={"cell": _cells(family, order, modules, len(trains))} if family.cell else {},
+        inputs={"cell": _cells(family, order, matched, lies)} if family.cell else {},
         ids={"train_id": trains, family.second: seconds},
         files=tuple(sorted({p.file for m in modules.values() for s in m.stretches for p in s.places.values()})),
         notes=(*notes, *_notes(order, modules, len(trains))),
@@ -213,12 +213,16 @@ def _order(path: Path, family: Family, name: str, numbers: list[int]) -> list[in
     return numbers
 
 
-def _cells(family: Family, order: list[int], modules: Mapping[int, Module], frames: int) -> Array:
-    """Memory cells (frame, module), or (frame,) for one module."""
-    cells = np.full((frames, len(order)), family.no_cell, np.uint16 if family.planes else np.uint8)
-    for number, module in modules.items():
+def _cells(family: Family, order: list[int], matched: Matched, lies: Arrangement) -> Array:
+    """Memory cells (frame, module), or (frame,) for one module, and for modules of one image that agree."""
+    cells = np.full((matched.frames, len(order)), family.no_cell, np.uint16 if family.planes else np.uint8)
+    for number, module in matched.modules.items():
         cells[module.at, order.index(number)] = module.column("cell")
-    return cells if len(order) > 1 else cells[:, 0]
+    if not lies.in_one_image:
+        return cells if len(order) > 1 else cells[:, 0]
+    known = cells != family.no_cell
+    first = np.take_along_axis(cells, known.argmax(axis=1)[:, None], axis=1)
+    return first[:, 0] if ((cells == first) | ~known).all() else cells
 
 
 def _notes(order: list[int], modules: Mapping[int, Module], frames: int) -> Iterator[str]:
