@@ -280,14 +280,15 @@ def test_a_dataset_that_becomes_shorter_lacks_its_last_frames_only(tmp_path: Pat
 
 
 def test_modules_by_number_and_absent_ones(files: ModuleFiles) -> None:
-    made = assemble(
-        {0: files.file(0), 1: None, 3: files.file(1), 4: files.folder / "m99.h5"}, files.folder / "run.nxs", ids=IDS
-    )
+    named = {3: files.file(1), 1: None, 4: files.folder / "m99.h5"}
+    made = assemble([files.file(0)], files.folder / "run.nxs", modules=named, ids=IDS)
     assert made.shape[1:] == (5, *PIXELS)
     assert [row.problem for row in made.account.modules] == ["", "absent", "absent", "", "does not exist"]
     found, missing = read(made.path)
     np.testing.assert_array_equal(missing[0, :, 0, 0], [False, True, True, False, True])
     assert set(found[:, 3, 1, 1].tolist()) <= {0, 2010}
+    longer = assemble([files.pattern], files.folder / "longer.nxs", modules={2: None, 6: None}, ids=IDS)
+    assert [row.problem for row in longer.account.modules] == ["", "", "absent", "", "absent", "absent", "absent"]
 
 
 # --- layouts -------------------------------------------------------------------------------
@@ -424,7 +425,8 @@ def test_module_files_of_swissfel(tmp_path: Path) -> None:
         with h5py.File(tmp_path / f"JF{module}.h5", "w") as file:
             group = file.create_group("data/JF01T01V01")
             group.create_dataset("data", data=words[module, own], chunks=(1, 512, 1024))
-            group["pulse_id"], group["frame_index"] = pulse(own)[:, None], own[:, None].astype("u8")
+            large = pulse(own)[:, None] + np.uint64(1 << 60)  # more digits than a float has
+            group["pulse_id"], group["frame_index"] = large.astype("i8" if module else "u8"), own[:, None]
             group["daq_rec"] = (own >= 3).astype("u4")[:, None]
             group["is_good_frame"] = np.ones((len(own), 1), "u1")
     made = assemble([tmp_path / f"JF{m}.h5" for m in range(3)], tmp_path / "run.nxs")
@@ -656,8 +658,11 @@ def link_outside(files: ModuleFiles) -> dict[str, Any]:
         (mixed, RequestError, "whole number in some files"),
         (link_outside, TrustError, "outside the directory"),
         (lambda _: {"files": []}, RequestError, "name the files"),
-        (lambda _: {"files": {0: None}}, RequestError, "absent"),
-        (lambda f: {"files": [f.folder / "a.h5"]}, RequestError, "no module has a file"),
+        (lambda _: {"files": [], "modules": {0: None}}, RequestError, "name the files"),
+        (lambda f: {"files": [], "modules": {-1: f.file(0)}}, RequestError, "counted from 0"),
+        (lambda f: {"files": [], "modules": {5000: f.file(0)}}, RequestError, "1 to 1024 modules"),
+        (lambda f: {"files": [f.folder / "a.h5"]}, FileError, "no other module has a file"),
+        (lambda f: {"files": [f"{f.folder}/m{{module}}{{module}}.h5"]}, RequestError, "once, in the name"),
         (lambda f: {"files": [f"{f.folder}/none{{module}}.h5"]}, RequestError, "no such file"),
         (lambda _: {"select": "some"}, RequestError, "union, intersection"),
         (lambda _: {"layout": "heap"}, RequestError, "stacked, assembled"),

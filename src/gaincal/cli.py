@@ -166,16 +166,12 @@ def embed(
 ABSENT = "absent"
 
 
-def _numbered(files: tuple[str, ...], named: tuple[str, ...]) -> list[str] | dict[int, str | None]:
-    """Files by the number of the module: those that are named, and the others in their order."""
+def _numbered(named: tuple[str, ...]) -> dict[int, str | None]:
+    """Files of modules by their place."""
     given = _pairs(named, "--module")
-    if not given:
-        return list(files)
     if not all(number.isdecimal() for number in given):
         raise RequestError("--module K=FILE: K is the place of a module in a frame, counted from 0")
-    modules = {int(k): None if file == ABSENT else file for k, file in given.items()}
-    others = (k for k in range(len(modules) + len(files)) if k not in modules)
-    return modules | dict(zip(others, files, strict=False))
+    return {int(k): None if file == ABSENT else file for k, file in given.items()}
 
 
 @main.command()
@@ -220,8 +216,9 @@ def assemble(
     located = {name: where or None for name, _, where in (text.partition("=") for text in ids)}
     with progress("assemble", "modules") as advance:
         done = run(
-            _numbered(files, modules),
+            files,
             output,
+            modules=_numbered(modules),
             ids=located,
             tolerance=tolerance,
             select=select,

@@ -75,7 +75,7 @@ def assemble_modules(modules: Mapping[int, Spec | None], how: How, progress: Pro
     run = _of_euxfel(modules, how)
     if run is not None:
         return run
-    if not modules or max(modules) >= MAX_MODULES:
+    if not modules or min(modules) < 0 or max(modules) >= MAX_MODULES:
         raise RequestError(f"name 1 to {MAX_MODULES} modules, counted from 0")
     recordings = {}
     for done, number in enumerate(range(max(modules) + 1), start=1):
@@ -100,8 +100,9 @@ def _of_euxfel(modules: Mapping[int, Spec | None], how: How) -> RawRun | None:
 def _put_together(modules: Mapping[int, Spec | None], recordings: Mapping[int, Recording], how: How) -> RawRun:
     present = {n: r for n, r in recordings.items() if r.run is not None}
     if not present:
-        problems = (f"{modules[n].file}: {r.problem}" for n, r in recordings.items() if modules.get(n))  # type: ignore[union-attr]
-        raise RequestError(f"no module has a file that can be read; {next(problems, 'all are absent')}")
+        number, spec = next((n, s) for n, s in modules.items() if s is not None)
+        problem = f"{recordings[number].problem}, and no other module has a file that can be read"
+        raise FileError(spec.file, "", problem, code="not-found")
     runs = {n: r.run for n, r in present.items() if r.run is not None}
     _refuse_different(modules, runs)
     matched_by = _matched_by(present, how)
@@ -156,10 +157,12 @@ def _matched_by(present: Mapping[int, Recording], how: How) -> str:
     chosen = next(iter(how.ids), next(iter(common), None))
     if chosen is None:
         raise RequestError("say what identifies the frames, and where it is in each file: --id pulse_id=/path")
-    kinds = {r.ids[chosen].dtype.kind == "f" for r in present.values()}
+    kinds = {r.ids[chosen].dtype.kind for r in present.values()}
+    if "i" in kinds:
+        raise RequestError(f"{chosen} is negative in some frames, so it is no id")
     if len(kinds) > 1:
         raise RequestError(f"{chosen} is a whole number in some files, and none in others")
-    if True in kinds and how.rule.tolerance is None:
+    if "f" in kinds and how.rule.tolerance is None:
         raise RequestError(f"{chosen} is no whole number: say how close is equal, --tolerance T (0: the very same)")
     return chosen
 

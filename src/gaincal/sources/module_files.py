@@ -114,7 +114,7 @@ def _record(spec: Spec, number: int, ids: Mapping[str, str | None], source: str,
             for words in readers(run, resolver).values():
                 has &= frames_with_words(words) if isinstance(words, Words) else True
     found = {name: _ids(run, spec, number, name, where, trust) for name, where in ids.items()}
-    found |= {n: (v, np.ones(len(v), bool)) for n, v in run.ids.items() if n not in found and v.dtype.kind in "iuf"}
+    found |= {n: _known(v) for n, v in run.ids.items() if n not in found}
     rows = max(run.frames, *(len(v) for v, _ in found.values())) if found else run.frames
     key = next(iter(ids), None)
     known = np.ones(rows, bool) if key is None else _padded(found[key][1], rows)
@@ -145,10 +145,16 @@ def _ids(run: RawRun, spec: Spec, number: int, name: str, where: str | None, tru
             listed = ", ".join(run.ids) or "none"
             problem = f"{spec.file} is not known to have ids '{name}' (it has {listed})"
             raise RequestError(f"{problem}: say where they are: --id {name}=/path")
-        return run.ids[name], np.ones(len(run.ids[name]), bool)
+        return _known(run.ids[name])
     named = Spec.parse(where)
     elsewhere = SEPARATOR in where or named.file.suffix == ".npy"
     return load_ids(module_spec(named if elsewhere else Spec(spec.file, where), number), trust)
+
+
+def _known(values: Array) -> tuple[Array, Flags]:
+    """Ids that a source knows of every row, in the one type of ids: no digit gets lost between two types."""
+    whole = values.dtype.kind in "biu" and not np.any(values < 0)
+    return values.astype(np.uint64) if whole else values, np.ones(len(values), bool)
 
 
 def _padded(values: Array, rows: int) -> Array:

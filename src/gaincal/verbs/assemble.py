@@ -52,9 +52,10 @@ class Assembled:
 
 
 def assemble(
-    files: Sequence[PathLike] | Mapping[int, PathLike | None],
+    files: Sequence[PathLike],
     output: PathLike,
     *,
+    modules: Mapping[int, PathLike | None] | None = None,
     ids: Mapping[str, str | None] | None = None,
     tolerance: float | None = None,
     select: str = UNION,
@@ -74,11 +75,14 @@ def assemble(
 
     Parameters
     ----------
-    files : sequence of str or path, or mapping of int to str, path or None
-        ``FILE[::/path]`` of each module, in their order in a frame, or by their place in it; None for a module
-        that is absent.  One name with ``{module}`` or ``{module:02d}`` stands for the files of all modules.
+    files : sequence of str or path
+        ``FILE[::/path]`` of each module, in their order in a frame.  One name with ``{module}`` or
+        ``{module:02d}`` stands for the files of all modules that have one.
     output : str or path
         The file to write.
+    modules : mapping of int to str, path or None, optional
+        Files by the place of their module in a frame, counted from 0; None for a module that is absent.
+        The others take the other places.
     ids : mapping of str to str or None, optional
         What identifies frames, and where it lies: ``/path`` in each file, ``FILE::/path`` or ``FILE.npy``, perhaps
         with ``{module}``; None for ids that gaincal knows of such files.  The first are those that must be equal.
@@ -118,10 +122,10 @@ def assemble(
         raise RequestError(f"no ids '{select}'; there are {', '.join(IDS)}")
     rule = Rule(duplicates, require, select == INTERSECTION, tolerance)
     trusted = tuple(trust)
-    modules = _modules(files)
-    run = assemble_modules(modules, How(ids or {}, rule, layout, gap, source, trusted), progress)
+    places = _places(files, modules or {})
+    run = assemble_modules(places, How(ids or {}, rule, layout, gap, source, trusted), progress)
     check_ids(run.ids, ())
-    specs = [spec for spec in modules.values() if spec is not None]
+    specs = [spec for spec in places.values() if spec is not None]
     refuse_input(target, [*run.files, *(spec.file for spec in specs)])
     with open_raw(specs[0], run, trusted) as resolver, reading(specs[0].file):
         refuse_input(target, resolver.opened)
@@ -140,34 +144,34 @@ def _write(target: Path, run: RawRun, resolver: Resolver, overwrite: bool) -> li
         return write_assembly(written, assembly)
 
 
-def _modules(files: Sequence[PathLike] | Mapping[int, PathLike | None]) -> dict[int, Spec | None]:
+def _places(files: Sequence[PathLike], named: Mapping[int, PathLike | None]) -> dict[int, Spec | None]:
     """The files of modules by their place in a frame."""
-    if not isinstance(files, Mapping):
-        specs = [Spec.parse(os.fspath(f)) for f in files]
-        if len(specs) == 1 and BY_MODULE.search(str(specs[0].file)):
-            return dict(_matching(specs[0]))
-        files = dict(enumerate(files))
-    if not files or min(files) < 0:
-        raise RequestError("name the files of the modules; they are counted from 0")
-    named = {n: None if f is None else module_spec(Spec.parse(os.fspath(f)), n) for n, f in files.items()}
-    if all(spec is None for spec in named.values()):
-        raise RequestError("all modules are absent")
-    return named
+    given = [Spec.parse(os.fspath(f)) for f in files]
+    if len(given) == 1 and BY_MODULE.search(str(given[0].file)):
+        places: dict[int, Spec | None] = dict(_matching(given[0]))
+    else:
+        free = (k for k in range(len(given) + len(named)) if k not in named)
+        places = {k: module_spec(spec, k) for k, spec in zip(free, given, strict=False)}
+    places |= {k: None if f is None else module_spec(Spec.parse(os.fspath(f)), k) for k, f in named.items()}
+    if not any(places.values()):
+        raise RequestError("name the files of the modules")
+    return places
 
 
 def _matching(spec: Spec) -> dict[int, Spec]:
     """The files that a name with ``{module}`` stands for."""
     folder, name = spec.file.parent, spec.file.name
-    if BY_MODULE.search(str(folder)):
-        raise RequestError(f"{spec.file}: {{module}} in the name of the file only; else name the files one by one")
-    before, after = re.escape(name[: BY_MODULE.search(name).start()]), ""  # type: ignore[union-attr]
-    after = re.escape(BY_MODULE.split(name)[-1])
+    parts = BY_MODULE.split(name)  # before it, how many digits, behind it
+    if BY_MODULE.search(str(folder)) or len(parts) != 3:
+        raise RequestError(f"{spec.file}: {{module}} once, in the name of the file; else name the files one by one")
+    pattern = re.compile(rf"{re.escape(parts[0])}(\d{{1,4}}){re.escape(parts[2])}")
     found = {}
     with reading(folder):
         for entry in os.listdir(folder):
-            matched = re.fullmatch(rf"{before}(\d{{1,4}}){after}", entry)
-            if matched and module_spec(spec, int(matched[1])).file.name == entry:
-                found[int(matched[1])] = module_spec(spec, int(matched[1]))
+            matched = pattern.fullmatch(entry)
+            own = module_spec(spec, int(matched[1])) if matched else None
+            if matched and own and own.file.name == entry:
+                found[int(matched[1])] = own
     if not found:
         raise RequestError(f"{spec.file}: there is no such file, for any module")
     return dict(sorted(found.items()))
