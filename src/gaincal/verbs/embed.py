@@ -16,6 +16,7 @@ from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
+from gaincal.kernels.arithmetic import ieee
 from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.master import Content, Placement, write_master
@@ -69,6 +70,7 @@ class Embedded:
     notes: list[str]
 
 
+@ieee()
 def embed(
     raw: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
