@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -23,6 +23,32 @@ def trust_option(command: Any) -> Any:
 def json_option(command: Any) -> Any:
     """Give a command ``--json``, as the argument ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")(command)
+
+
+def axis_options(command: Any) -> Any:
+    """Give a command ``--axis`` and ``--vector``, as the arguments ``axes`` and ``vectors``."""
+    motion, direction = "NAME=START[:STEP]", "NAME=X,Y,Z[,UNIT]"
+    axis = click.option("--axis", "axes", multiple=True, metavar=motion, help="Where an axis is. Repeatable.")
+    lacks = "An axis that the file does not have. Repeatable."
+    return axis(click.option("--vector", "vectors", multiple=True, metavar=direction, help=lacks)(command))
+
+
+def parse_axes(axes: Iterable[str], vectors: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """What ``--axis`` and ``--vector`` say, by the names that the verbs have for it."""
+    from gaincal.sources.sweeps import parse_direction, parse_motion
+
+    motions, directions = pairs(axes, "--axis"), pairs(vectors, "--vector")
+    return {
+        "axes": {n: _parsed(n, text, "--axis", parse_motion) for n, text in motions.items()},
+        "directions": {n: _parsed(n, text, "--vector", parse_direction) for n, text in directions.items()},
+    }
+
+
+def _parsed(name: str, text: str, option: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise RequestError(f"{option} {name}={text}: {error}") from None
 
 
 def pairs(values: Iterable[str], option: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from gaincal.cli.common import json_option, pairs, print_json, print_notes, trust_option
+from gaincal.cli.common import axis_options, json_option, pairs, parse_axes, print_json, print_notes, trust_option
 from gaincal.errors import RequestError
 
 
@@ -27,6 +27,7 @@ from gaincal.errors import RequestError
 @click.option("--mask-bits", metavar="NAME", help="Whose bits the mask has, if not NXmx's: euxfel, psi, lcls ...")
 @click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
 @click.option("--geometry", metavar="FILE.geom", help="Where the panels are: CrystFEL's geometry file.")
+@axis_options
 @click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing master.")
 @trust_option
@@ -44,6 +45,8 @@ def embed(
     mask_bits: str | None,
     ids: tuple[str, ...],
     geometry: str | None,
+    axes: tuple[str, ...],
+    vectors: tuple[str, ...],
     copy_raw: bool,
     overwrite: bool,
     trust: tuple[str, ...],
@@ -72,6 +75,7 @@ def embed(
         mask_bits=mask_bits,
         ids=pairs(ids, "--id"),
         geometry=geometry,
+        **parse_axes(axes, vectors),
         copy_raw=copy_raw,
         in_place=in_place,
         overwrite=overwrite,

@@ -21,6 +21,7 @@ from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.master import Content, Placement, write_master
 from gaincal.nexus.preview import make_preview
+from gaincal.nexus.sweeps import Direction, Motion
 from gaincal.nexus.trust import reading
 from gaincal.nexus.words import Readable
 from gaincal.nexus.write import parse_number
@@ -83,6 +84,8 @@ def embed(
     mask_bits: str | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
     geometry: str | os.PathLike[str] | None = None,
+    axes: Mapping[str, Motion] | None = None,
+    directions: Mapping[str, Direction] | None = None,
     source: str = AUTO,
     copy_raw: bool = False,
     in_place: bool = False,
@@ -116,6 +119,10 @@ def embed(
         Numbers that identify the frames: pulse_id, timestamp ...
     geometry : str or path, optional
         CrystFEL's ``.geom`` file of the detector.
+    axes : mapping of str to Motion, optional
+        How axes of the goniometer move from frame to frame, where the raw file does not say it.
+    directions : mapping of str to Direction, optional
+        Axes that the raw file does not describe, from the laboratory to the sample.
     source : str
         Which facility wrote the run; ``auto`` finds out, ``plain`` takes a dataset as it is.
     copy_raw : bool
@@ -138,6 +145,8 @@ def embed(
     spec = Spec.parse(os.fspath(raw))
     if in_place == (output is not None):
         raise RequestError("give an output file, or in_place, not both")
+    if in_place and (axes or directions):
+        raise RequestError("axes of the goniometer are stated in a master, not in place")
     target = Path(os.path.realpath(spec.file)) if output is None else Path(output)
     refuse_existing(target, overwrite or in_place)
     run = recognise(spec.file, spec.path, source)
@@ -181,6 +190,8 @@ def embed(
             placed.arm,
             run.account if run else None,
             lies,
+            axes or {},
+            directions or {},
         )
         image, doubts = make_preview(calibration, words)
         start = resolver.master if in_place else None
