@@ -16,10 +16,12 @@ from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
+from gaincal.kernels.arithmetic import ieee
 from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.master import Content, Placement, write_master
 from gaincal.nexus.preview import make_preview
+from gaincal.nexus.sweeps import Direction, Motion
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Readable
 from gaincal.nexus.write import parse_number
@@ -70,6 +72,7 @@ class Embedded:
     notes: list[str]
 
 
+@ieee()
 def embed(
     raw: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
@@ -82,6 +85,8 @@ def embed(
     mask_bits: str | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
     geometry: str | os.PathLike[str] | None = None,
+    axes: Mapping[str, Motion] | None = None,
+    directions: Mapping[str, Direction] | None = None,
     source: str = AUTO,
     copy_raw: bool = False,
     in_place: bool = False,
@@ -115,6 +120,10 @@ def embed(
         Numbers that identify the frames: pulse_id, timestamp ...
     geometry : str or path, optional
         CrystFEL's ``.geom`` file of the detector.
+    axes : mapping of str to Motion, optional
+        How axes of the goniometer move from frame to frame, where the raw file does not say it.
+    directions : mapping of str to Direction, optional
+        Axes that the raw file does not describe, from the laboratory to the sample.
     source : str
         Which facility wrote the run; ``auto`` finds out, ``plain`` takes a dataset as it is.
     copy_raw : bool
@@ -137,13 +146,17 @@ def embed(
     spec = Spec.parse(os.fspath(raw))
     if in_place == (output is not None):
         raise RequestError("give an output file, or in_place, not both")
+    if in_place and (axes or directions):
+        raise RequestError("axes of the goniometer are stated in a master, not in place")
     target = Path(os.path.realpath(spec.file)) if output is None else Path(output)
     refuse_existing(target, overwrite or in_place)
     run = recognise(spec.file, spec.path, source)
     if run is not None and in_place:
         raise RequestError(f"{spec.file} is a run ({run.kind}): write a master for it, not in place")
     chosen = load_formula(formula if formula is not None else suggested_formula(run))
-    stated = _Stated(constants, settings or {}, inputs or {}, mask, mask_bits, ids or {}, geometry)
+    stated = _Stated(
+        constants, settings or {}, inputs or {}, mask, mask_bits, ids or {}, geometry, axes or {}, directions or {}
+    )
     with open_raw(spec, run, trust) as resolver, reading(spec.file):
         template = find_template(resolver) if run is None else None
         content, told_so_far = _content(resolver, spec, chosen, run, template, stated)
@@ -169,6 +182,8 @@ class _Stated:
     mask_bits: str | None
     ids: Mapping[str, str | os.PathLike[str]]
     geometry: str | os.PathLike[str] | None
+    axes: Mapping[str, Motion]
+    directions: Mapping[str, Direction]
 
     @property
     def files(self) -> list[Path]:
@@ -211,6 +226,8 @@ def _content(
         placed.arm,
         run.account if run else None,
         lies,
+        stated.axes,
+        stated.directions,
     )
     return content, [*told(formula, run), *(translated.notes if translated else ()), *placed.notes]
 
