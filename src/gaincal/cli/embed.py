@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from gaincal.cli.common import axis_options, json_option, pairs, parse_axes, print_json, print_notes, trust_option
+from gaincal.cli.common import axis_options, json_option, pairs, parse_axes, print_done, trust_option
 from gaincal.errors import RequestError
 
 
@@ -81,8 +79,4 @@ def embed(
         overwrite=overwrite,
         trust=trust,
     )
-    if as_json:
-        print_json(asdict(done))
-        return
-    click.echo(f"{done.path}: outputs {', '.join(done.outputs) or 'none'}")
-    print_notes(done.notes)
+    print_done(done, as_json, [f"{done.path}: outputs {', '.join(done.outputs) or 'none'}"])
