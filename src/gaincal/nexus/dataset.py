@@ -285,6 +285,17 @@ class PlainDataset:
         grid = [-(-s // c) for s, c in zip(self.dataset.shape, self.chunks, strict=True)]
         return int(np.prod(grid, dtype=object)) - int(self.dataset.id.get_num_chunks())
 
+    def holes(self, box: Box) -> Iterator[Box]:
+        """Parts of a box that were never written."""
+        if self.chunks is None:
+            yield from () if self._stored() else (box,)
+            return
+        for offset in self.offsets(box):
+            if not self._located(offset)[1]:
+                part = intersection((offset, self.chunks), box)
+                assert part is not None
+                yield part
+
     def copy_to(self, group: h5py.Group, name: str, after_chunk: Callable[[], None]) -> None:
         """Copy the dataset as it is stored, every chunk checked and none decoded; what was never written stays so.
 
