@@ -161,7 +161,7 @@ def test_apply_prints_json(bench: Bench, gaincal: Command) -> None:
     options = ("--frames", "1:4", "--flagged", "zero", "--set", "photon_energy=6.2", "--jobs", "2", "--json")
     result = gaincal("apply", bench.master, "--output", "photons", *options)
     assert result.code == 0
-    keys = {"path", "output", "dtype", "units", "frames", "missing_frames", "pixels", "flags", "not_tested"}
+    keys = {"path", "output", "dtype", "units", "frames", "missing_frames", "pixels", "flags", "not_tested", "settings"}
     assert set(result.json) == keys
     assert result.json["path"] == str(bench / "master_photons.nxs")
     assert (result.json["frames"], result.json["pixels"]) == (3, 128)

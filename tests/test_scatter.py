@@ -141,6 +141,18 @@ def test_the_file_is_that_of_plain_apply(
     assert [path.name for path in parts(found.path)] == [f"{k:06}.nxs" for k in range(len(seen))]
 
 
+def test_a_file_for_a_program_is_that_of_plain_apply(
+    client: Client, runs: Callable[[str], Run], tmp_path: Path
+) -> None:
+    run = runs("modules")
+    wanted = apply(run.master, tmp_path / "plain.h5", reader="crystfel")
+    found = apply_on(client, run.master, tmp_path / "far.h5", reader="crystfel")
+    same_file(found.path, wanted.path)
+    assert wanted.settings is not None
+    assert found.settings is not None
+    assert found.settings.read_text().replace("far.h5", "plain.h5") == wanted.settings.read_text()
+
+
 def test_the_default_name_is_that_of_plain_apply(client: Client, own: Run) -> None:
     assert apply_on(client, own.master, output="counts").path == own.master.with_name("master_counts.nxs")
 

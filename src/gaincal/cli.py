@@ -189,6 +189,7 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @main.command()
 @click.argument("master")
 @click.option("-o", "target", metavar="OUT", help="The file to write; default: MASTER_OUTPUT.nxs beside the master.")
+@click.option("--for", "reader", metavar="dials|xds|crystfel", help="Write counts as this program accepts them.")
 @click.option("--output", metavar="NAME", help="Output of the formula; its default one if not given.")
 @click.option("--dtype", metavar="T", help="One of the dtypes that the output declares.")
 @click.option("--flagged", callback=_flagged, metavar="nan|zero|NUMBER", help="Value of flagged pixels.")
@@ -207,6 +208,7 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 def apply(
     master: str,
     target: str | None,
+    reader: str | None,
     output: str | None,
     dtype: str | None,
     flagged: float | None,
@@ -241,6 +243,7 @@ def apply(
             profile=profile,
             reasons=None if reasons is None else [name for name in reasons.split(",") if name],
             errors=errors,
+            reader=reader,
             jobs=jobs,
             max_memory=max_memory,
             overwrite=overwrite,
@@ -259,6 +262,8 @@ def apply(
         click.echo(f"  {done.missing_frames} frames are missing entirely")
     if done.not_tested:
         click.echo(f"  not tested: {', '.join(done.not_tested)}")
+    if done.settings:
+        click.echo(f"{done.settings}: what to tell the program")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ and computes just its pixels, with the same functions that `apply` uses.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,58 +16,18 @@ import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
-from gaincal.errors import FileError
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import RESERVED_FLAGS, Program
 from gaincal.kernels.threads import available_threads
 from gaincal.nexus.evaluate import Evaluation
-from gaincal.nexus.read import Master, open_master
+from gaincal.nexus.handle import Handle
+from gaincal.nexus.read import Master
 
 Array = npt.NDArray[Any]
 Chunks = int | str | Mapping[Any, Any] | tuple[Any, ...] | None
 FLAGS, RAW, STAGE = "flags", "raw", "stage"
 MIN_FRAMES_PER_CHUNK = 50
-
-
-class _Handle:
-    """A master, opened once per process and reopened after a fork or a pickle; the same file or an error."""
-
-    def __init__(self, path: str, options: Mapping[str, Any], checksum: str | None = None) -> None:
-        self.path, self.options, self.checksum = os.path.abspath(path), dict(options), checksum
-        self._lock = threading.Lock()
-        self._master: Master | None = None
-        self._process = -1
-
-    @property
-    def master(self) -> Master:
-        with self._lock:
-            if self._master is None or self._process != os.getpid():
-                self._master = self._open()
-                self._process = os.getpid()
-            return self._master
-
-    def _open(self) -> Master:
-        master = open_master(self.path, **self.options)
-        found = master.stored.checksum
-        if self.checksum is not None and found != self.checksum:
-            master.resolver.close()
-            problem = "holds another calibration than when this view was made"
-            raise FileError(self.path, "", problem, "open it again", code="checksum-differs")
-        self.checksum = found
-        return master
-
-    def close(self) -> None:
-        with self._lock:
-            if self._master is not None and self._process == os.getpid():
-                self._master.resolver.close()
-            self._master = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "options": self.options, "checksum": self.checksum}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["options"], state["checksum"])  # type: ignore[misc]
 
 
 class CalibratedArray(BackendArray):
@@ -85,7 +44,7 @@ class CalibratedArray(BackendArray):
         Of what you get.
     """
 
-    def __init__(self, handle: _Handle, program: Program, kind: str) -> None:
+    def __init__(self, handle: Handle, program: Program, kind: str) -> None:
         self.handle, self.program, self.kind = handle, program, kind
         self.shape = handle.master.calibration.layout.shape
         self.dtype = np.dtype(np.uint32 if kind == FLAGS else program.dtype)
@@ -296,7 +255,7 @@ class GaincalBackend(BackendEntrypoint):
         """Build the dataset; see `open_calibrated_dataset`."""
         options = {"trust": tuple(trust), "calibration": calibration, "inputs": dict(inputs or {})}
         options |= {"profile": profile, "reasons": None if reasons is None else tuple(reasons)}
-        handle = _Handle(os.fspath(filename_or_obj), options)
+        handle = Handle(os.fspath(filename_or_obj), options)
         master = handle.master
         program = master.calibration.program(output, dtype, flagged)
         declared = master.calibration.formula.output(program.value)
@@ -323,7 +282,7 @@ def _variable(array: CalibratedArray, master: Master, attributes: Mapping[str, A
     return variable
 
 
-def _extras(handle: _Handle, program: Program) -> dict[str, xr.Variable]:
+def _extras(handle: Handle, program: Program) -> dict[str, xr.Variable]:
     """Flags, stage and raw words, as far as they have names of their own."""
     master = handle.master
     calibration = master.calibration

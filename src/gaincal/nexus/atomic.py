@@ -141,6 +141,26 @@ def atomic_output(
             raise
 
 
+def atomic_text(path: Path, text: str, overwrite: bool = False) -> None:
+    """Write a text file, whole or not at all; raises OutputError."""
+    part = path.with_name(path.name + PART)
+    refuse_existing(path, overwrite)
+    with _owned(path, part) as descriptor:
+        try:
+            view = memoryview(text.encode())
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+            _appear(part, path, overwrite)
+            _sync_directory(path.parent)
+        except BaseException as error:
+            with suppress(OSError):
+                part.unlink()
+            if isinstance(error, OSError):
+                raise OutputError(path, "", f"cannot be written: {error.strerror}", code="write-failed") from error
+            raise
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise OutputError if a file is there that must not be replaced."""
     if path.exists() and not overwrite:

@@ -31,6 +31,7 @@ def write_frames(
     evaluation: Evaluation,
     spread: Evaluation | None,
     cut: tuple[int, int, int],
+    stored: tuple[int, ...],
     progress: Progress | None,
 ) -> Tally:
     """Write calibrated frames as the signal of an entry.
@@ -45,6 +46,8 @@ def write_frames(
         What computes the variance; its root is written as the errors of the signal.
     cut : (int, int, int)
         First frame, how many, and how many of them at a time.
+    stored : tuple of int
+        Shape of a frame in the file, with the pixels in the same order.
     progress : callable (done, total) -> None, optional
 
     Returns
@@ -53,29 +56,28 @@ def write_frames(
         Reasons of all written pixels.
     """
     pixels, (first, count, _) = evaluation.shape[1:], cut
-    group = signal_group(entry, len(evaluation.shape))
+    group = signal_group(entry, 1 + len(stored))
     dataset = group.create_dataset(
         names.IMAGE,
-        (count, *pixels),
+        (count, *stored),
         evaluation.dtype,
-        chunks=(1, *pixels),
+        chunks=(1, *stored),
         fletcher32=True,
         **_compression(evaluation),
     )
-    deviations = None if spread is None else _create_errors(group, spread, count)
+    deviations = None if spread is None else _create_errors(group, spread, (count, *stored))
     tally = Tally(pixels)
-    origin = (0,) * len(pixels)
     for begin, number, chunks in _computed(evaluation, cut, tally):
-        for k, stored in enumerate(chunks.stored):
+        for k, chunk in enumerate(chunks.stored):
             if _shrinks(evaluation) and not chunks.compressed:
                 assert chunks.values is not None
-                dataset[begin - first + k] = chunks.values[k].reshape(pixels)
+                dataset[begin - first + k] = chunks.values[k].reshape(stored)
             else:
-                dataset.id.write_direct_chunk((begin - first + k, *origin), stored)
+                dataset.id.write_direct_chunk((begin - first + k, *(0,) * len(stored)), chunk)
             written.check()
         if spread is not None and deviations is not None:
-            found, _ = spread.read((begin, *origin), (number, *pixels))
-            deviations[begin - first : begin - first + number] = np.sqrt(found)
+            found, _ = spread.read((begin, *(0,) * len(pixels)), (number, *pixels))
+            deviations[begin - first : begin - first + number] = np.sqrt(found).reshape(number, *stored)
             written.check()
         if progress is not None:
             progress(begin - first + number, count)
@@ -124,9 +126,8 @@ def frames_at_once(evaluation: Evaluation, spread: Evaluation | None, max_memory
     return max(1, min(FRAMES_AT_ONCE, (allowed << 20) // one))
 
 
-def _create_errors(group: h5py.Group, spread: Evaluation, count: int) -> h5py.Dataset:
+def _create_errors(group: h5py.Group, spread: Evaluation, shape: tuple[int, ...]) -> h5py.Dataset:
     """Where the standard deviations go: NXdata's name for the errors of its signal."""
-    shape = (count, *spread.shape[1:])
     dataset = group.create_dataset(names.ERRORS, shape, spread.dtype, chunks=(1, *shape[1:]), fletcher32=True)
     variance = spread.calibration.formula.output(spread.program.value)
     of = spread.calibration.formula.output(variance.variance_of)

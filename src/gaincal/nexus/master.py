@@ -32,6 +32,7 @@ from gaincal.nexus.write import (
     discard,
     field,
     has_own,
+    members_of_class,
     missing_metadata,
     own,
     write_metadata,
@@ -159,22 +160,10 @@ def _copy_template(resolver: Resolver, template: Place, entry: h5py.Group, conte
 
 
 def _detector(entry: h5py.Group) -> h5py.Group:
-    for instrument in _of_class(entry, names.INSTRUMENT):
-        for detector in _of_class(instrument, names.DETECTOR):
+    for instrument in members_of_class(entry, names.INSTRUMENT):
+        for detector in members_of_class(instrument, names.DETECTOR):
             return detector
     raise FileError(entry.file.filename, entry.name, "has no NXdetector", code="no-detector")
-
-
-def _of_class(group: h5py.Group, nx_class: str) -> list[h5py.Group]:
-    """Members of a group of the file that is being written."""
-    hard = [n for n in group if isinstance(group.get(n, getlink=True), h5py.HardLink)]
-    members = [group[n] for n in hard]
-    return [m for m in members if isinstance(m, h5py.Group) and _class(m) == nx_class]
-
-
-def _class(group: h5py.Group) -> str:
-    value = group.attrs.get(names.NX_CLASS, "")
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _replace(group: h5py.Group, name: str, values: Array) -> None:
@@ -223,7 +212,7 @@ def _relative(written: AtomicFile, place: Place) -> str:
 
 def _withdraw(entry: h5py.Group, detector: h5py.Group, words: h5py.Dataset) -> None:
     """Take the words out of the places where a reader looks for an image."""
-    for group in (*_of_class(entry, names.DATA), detector):
+    for group in (*members_of_class(entry, names.DATA), detector):
         for name in list(group):
             member = group.get(name) if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
             if isinstance(member, h5py.Dataset) and member.id == words.id:
@@ -252,7 +241,7 @@ def _outside(target: Path, content: Content) -> list[str]:
 def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> None:
     """The only image that a reader is offered."""
     path = names.DATA_PATH.rsplit("/", 1)[-1]
-    for group in _of_class(entry, names.DATA):
+    for group in members_of_class(entry, names.DATA):
         group.attrs.pop(names.SIGNAL_ATTRIBUTE, None)
     group = own(entry, path)
     if not isinstance(group, h5py.Group):

@@ -135,6 +135,17 @@ def own(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
     return group[name] if isinstance(link, h5py.HardLink) else None
 
 
+def members_of_class(group: h5py.Group, nx_class: str) -> list[h5py.Group]:
+    """Groups of a NeXus class in a group of the file that is being written."""
+    members = [own(group, name) for name in group]
+    return [m for m in members if isinstance(m, h5py.Group) and _own_class(m) == nx_class]
+
+
+def _own_class(group: h5py.Group) -> str:
+    value = group.attrs.get(names.NX_CLASS, "")
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def has_own(group: h5py.Group, path: str) -> bool:
     """Whether a group has something at a path, without following links."""
     item: h5py.Group | h5py.Dataset | None = group

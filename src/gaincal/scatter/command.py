@@ -22,7 +22,7 @@ from gaincal.scatter.cluster import POLL, check_patience, count_threads
 from gaincal.scatter.order import Order, Part, cut, identity
 from gaincal.scatter.parts import SIGNAL, earlier_cut, join
 from gaincal.scatter.worker import forget, make
-from gaincal.verbs.apply import Applied, beside, prepare, write_applied
+from gaincal.verbs.apply import Applied, beside, prepare, write_whole
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -42,6 +42,7 @@ def apply_on(
     profile: str | None = None,
     reasons: Iterable[str] | None = None,
     errors: bool = False,
+    reader: str | None = None,
     jobs: int | None = None,
     max_memory: int | None = None,
     overwrite: bool = False,
@@ -59,6 +60,8 @@ def apply_on(
     client : distributed.Client
         Its workers must have the same gaincal, and see all files under the same absolute paths.
     path, target, output, dtype, flagged, frames, inputs, calibration, profile, reasons, errors, overwrite, trust
+        As for `gaincal.apply`.
+    reader : str, optional
         As for `gaincal.apply`.
     max_memory : int, optional
         As for `gaincal.apply`, for each thread of a worker.
@@ -82,11 +85,11 @@ def apply_on(
     options: dict[str, Any] = {"calibration": calibration, "inputs": given, "profile": profile}
     options["reasons"] = None if reasons is None else tuple(reasons)
     request: dict[str, Any] = {"output": output, "dtype": dtype, "flagged": flagged, "inputs": given, "errors": errors}
-    request["max_memory"] = max_memory
+    request |= {"max_memory": max_memory, "reader": reader}
     master = open_master(path, trust=trust, **options)
     with master.resolver:
         work = prepare(master, frames=frames, **request)
-        chosen = Path(target) if target is not None else beside(Path(path), work.program.value)
+        chosen = Path(target) if target is not None else beside(Path(path), work)
         # What this process trusts: the environment of a worker may name other directories.
         options["trust"] = tuple(str(root) for root in master.resolver.roots)
         options["calibration"] = master.located.group.path
@@ -101,7 +104,7 @@ def apply_on(
             _compute(client, order, chosen, progress)
             return join(written, entry, work, order)
 
-        return write_applied(work, chosen, overwrite, fill)
+        return write_whole(work, chosen, overwrite, fill)
 
 
 def _folder(target: Path) -> Path:

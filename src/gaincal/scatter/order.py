@@ -98,7 +98,7 @@ def identity(work: Work) -> dict[str, Any]:
         "calibration": [master.located.group.path, master.stored.checksum],
         "formula": formula.digest,
         "inputs": fields_checksum(inputs),
-        "output": [program.value, program.dtype, program.fill, work.variance is not None],
+        "output": [program.value, program.dtype, program.fill, work.variance is not None, list(work.stored)],
         "reasons": None if master.reasons is None else list(master.reasons),
         "frames": [work.first, work.count],
         "words": _sources(master),

@@ -75,11 +75,11 @@ def join(written: AtomicFile, entry: h5py.Group, work: Work, order: Order) -> Ta
         tally.counts += found.counts
         tally.always &= found.always
         tally.missing_frames += found.missing_frames
-    group = signal_group(entry, 1 + len(work.pixels))
+    group = signal_group(entry, 1 + len(work.stored))
     for name, program in zip(order.signals, (work.program, work.variance), strict=False):
         assert program is not None
         fill = np.nan if program.fill is None else program.fill
-        _map(group, name, np.array(fill, program.dtype), work.pixels, order)
+        _map(group, name, np.array(fill, program.dtype), work.stored, order)
     _copy_attributes(group, order)
     _discard_others(order)
     written.check()

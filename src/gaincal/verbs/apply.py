@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import RequestError
-from gaincal.formulas.program import MISSING_BIT, RESERVED_FLAGS, Program
+from gaincal.formulas.program import RESERVED_FLAGS, Program
 from gaincal.kernels.results import Tally
 from gaincal.kernels.threads import available_threads
 from gaincal.nexus import names
-from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing, refuse_input
+from gaincal.nexus.atomic import AtomicFile, atomic_output, atomic_text, refuse_existing, refuse_input
+from gaincal.nexus.described import copy_entry, write_mask, write_range
 from gaincal.nexus.evaluate import Evaluation
-from gaincal.nexus.fields import read_array
 from gaincal.nexus.frames import Progress, frames_at_once, write_frames
 from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
-from gaincal.nexus.scaling import FIELDS
-from gaincal.nexus.write import array_field, copy_tree, field, new_process, write_metadata
+from gaincal.nexus.readers import Reader, check_facts, check_name, fix_text, get_reader, program_for, settings
+from gaincal.nexus.slab import slab
+from gaincal.nexus.write import array_field, field, new_process, write_metadata
 
 Array = npt.NDArray[Any]
-ABOUT_WORDS = ("bit_depth_readout", "saturation_value", "underload_value", *FIELDS.values())
-"""Facts of a detector that hold for its words, not for what becomes of them."""
-MISSING_MASK_BIT = 1
-"""Where every frame is missing the pixel counts as dead."""
 Fill = Callable[[AtomicFile, h5py.Group], Tally]
 """Writes the frames of a `Work` as the signal of an entry."""
 
@@ -53,6 +50,8 @@ class Applied:
         Number of pixels (over all frames) per reason.
     not_tested : list of str
         Flags that the file has no inputs for.
+    settings : Path or None
+        A second file: what the user must tell the program that the first is for.
     """
 
     path: Path
@@ -64,6 +63,7 @@ class Applied:
     pixels: int
     flags: dict[str, int]
     not_tested: list[str]
+    settings: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,8 @@ class Work:
         Replace inputs of the formula.
     max_memory : int, optional
         As for `apply`.
+    reader : Reader, optional
+        The program that it is for.
     """
 
     master: Master
@@ -91,11 +93,17 @@ class Work:
     count: int
     inputs: Mapping[str, float]
     max_memory: int | None = None
+    reader: Reader | None = None
 
     @property
     def pixels(self) -> tuple[int, ...]:
         """Shape of a frame."""
         return self.master.calibration.layout.pixels
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of a frame in the file."""
+        return slab(self.pixels) if self.reader else self.pixels
 
     def fill(self, threads: int, progress: Progress | None = None) -> Fill:
         """What computes and writes the frames."""
@@ -103,7 +111,7 @@ class Work:
         evaluation = Evaluation(calibration, words, self.program, threads)
         spread = Evaluation(calibration, words, self.variance, threads) if self.variance else None
         cut = self.first, self.count, frames_at_once(evaluation, spread, self.max_memory)
-        return lambda written, entry: write_frames(written, entry, evaluation, spread, cut, progress)
+        return lambda written, entry: write_frames(written, entry, evaluation, spread, cut, self.stored, progress)
 
 
 def apply(
@@ -119,6 +127,7 @@ def apply(
     profile: str | None = None,
     reasons: Iterable[str] | None = None,
     errors: bool = False,
+    reader: str | None = None,
     jobs: int | None = None,
     max_memory: int | None = None,
     overwrite: bool = False,
@@ -132,9 +141,9 @@ def apply(
     path : str or path
         A master, as `embed` makes it.
     target : str or path, optional
-        The file to write; ``<master>_<output>.nxs`` beside the master if None.
+        The file to write; ``<master>_<output>.nxs`` beside the master if None, or what suits the `reader`.
     output : str, optional
-        Which output; the formula's default if None.
+        Which output; the formula's default if None, or its counts for a `reader`.
     dtype : str, optional
         One of the dtypes that the output declares.
     flagged : float, optional
@@ -151,6 +160,9 @@ def apply(
         Flags of the formula, and reasons of the pixel mask, that make a pixel bad; all of them if None.
     errors : bool
         Write standard deviations, too, as ``data_errors``.
+    reader : str, optional
+        Write what a program accepts: ``dials``, ``xds`` or ``crystfel``.  Modules are laid below each other,
+        nothing is NaN, and the mask holds just what makes a pixel bad.
     jobs : int, optional
         Threads to compute with; all that the process may use if None.
     max_memory : int, optional
@@ -172,9 +184,9 @@ def apply(
     """
     master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons)
     with master.resolver:
-        work = prepare(master, output, dtype, flagged, frames, inputs, errors, max_memory)
-        chosen = Path(target) if target is not None else beside(Path(path), work.program.value)
-        return write_applied(work, chosen, overwrite, work.fill(jobs or available_threads(), progress))
+        work = prepare(master, output, dtype, flagged, frames, inputs, errors, max_memory, reader)
+        chosen = Path(target) if target is not None else beside(Path(path), work)
+        return write_whole(work, chosen, overwrite, work.fill(jobs or available_threads(), progress))
 
 
 def prepare(
@@ -186,11 +198,17 @@ def prepare(
     inputs: Mapping[str, float] | None,
     errors: bool,
     max_memory: int | None = None,
+    reader: str | None = None,
 ) -> Work:
     """Check what is asked of a master, in the words of `apply`; raises RequestError where it is not to be had."""
-    program = master.calibration.program(output, dtype, flagged)
+    row = None if reader is None else get_reader(reader)
+    if row is None:
+        program = master.calibration.program(output, dtype, flagged)
+    else:
+        program = program_for(row, master, output, dtype, flagged)
     variance = _variance(master, program) if errors else None
-    return Work(master, program, variance, *_range(frames, master.calibration.layout.frames), inputs or {}, max_memory)
+    cut = _range(frames, master.calibration.layout.frames)
+    return Work(master, program, variance, *cut, inputs or {}, max_memory, row)
 
 
 def write_applied(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applied:
@@ -199,12 +217,32 @@ def write_applied(work: Work, target: Path, overwrite: bool, fill: Fill) -> Appl
     refuse_existing(target, overwrite)
     refuse_input(target, master.resolver.opened)
     with atomic_output(target, overwrite=overwrite) as written:
-        entry = _copy_entry(written.file, master, work.first, work.count)
+        entry = copy_entry(written.file, master, work.first, work.count, work.reader)
+        if work.reader:
+            check_facts(work.reader, written.file[master.detector.path], master.resolver.named)
         tally = fill(written, entry)
         if names.PHOTON_ENERGY in inputs:
             wavelength = names.KEV_ANGSTROM / inputs[names.PHOTON_ENERGY]
             write_metadata(entry, written.file[master.detector.path], {"wavelength": wavelength})
-        return _finish(entry, master, work.program, tally, target, (work.first, work.count))
+        result = _finish(entry, work, tally, target)
+        if work.reader and work.reader.fixed_text:
+            fix_text(written.file)
+        return result
+
+
+def write_whole(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applied:
+    """Write the NXmx file, and the settings beside it that go with a program; raises as `write_applied` does."""
+    reader = work.reader
+    if reader is not None:
+        check_name(reader, target)
+    if reader is None or not reader.settings:
+        return write_applied(work, target, overwrite, fill)
+    second = target.with_name(reader.settings_name.format(stem=target.stem))
+    refuse_existing(second, overwrite)
+    applied = write_applied(work, target, overwrite, fill)
+    frames = (work.count, *work.stored)
+    atomic_text(second, settings(reader, work.master, work.program, target, frames), overwrite)
+    return replace(applied, settings=second)
 
 
 def _variance(master: Master, program: Program) -> Program:
@@ -217,9 +255,10 @@ def _variance(master: Master, program: Program) -> Program:
     return master.calibration.program(declared.name)
 
 
-def beside(master: Path, output: str) -> Path:
+def beside(master: Path, work: Work) -> Path:
     """Where the calibrated frames go if nobody says."""
-    return master.with_name(f"{master.stem}_{output}.nxs")
+    name = work.reader.file_name if work.reader else f"{{stem}}_{work.program.value}.nxs"
+    return master.with_name(name.format(stem=master.stem))
 
 
 def _range(frames: tuple[int | None, int | None] | None, total: int) -> tuple[int, int]:
@@ -229,70 +268,28 @@ def _range(frames: tuple[int | None, int | None] | None, total: int) -> tuple[in
     return first, stop - first
 
 
-def _copy_entry(file: h5py.File, master: Master, first: int, count: int) -> h5py.Group:
-    """Carry the metadata over: everything of the entry but words, calibration and pictures."""
-    source = master.entry
-    entry_path = source.path
-    detector = master.detector.path
-    skip = {f"{detector}/{name}" for name in (names.RAW_GROUP, names.CALIBRATION_GROUP, names.PIXEL_MASK, *ABOUT_WORDS)}
-    skip |= {f"{entry_path}/{names.DATA_PATH.rsplit('/', 1)[-1]}"}
-    entry = file.create_group(entry_path, track_order=True)
-    words = frozenset().union(*(w.identities for w in master.words.values()))
-    cut = (master.calibration.layout.frames, first, count)
-    copy_tree(master.resolver, source, entry, frozenset(skip), cut, words)
-    file.attrs[names.DEFAULT_ATTRIBUTE] = entry_path.strip("/")
-    return entry
-
-
-def _finish(
-    entry: h5py.Group, master: Master, program: Program, tally: Tally, path: Path, frames: tuple[int, int]
-) -> Applied:
+def _finish(entry: h5py.Group, work: Work, tally: Tally, path: Path) -> Applied:
     """Everything that is known only after the last frame."""
+    master, program, frames = work.master, work.program, (work.first, work.count)
     formula = master.calibration.formula
     bits = {flag.name: bit for bit, flag in enumerate(formula.flags)}
     tested = set(master.calibration.tested_flags())
     flags = {n: int(tally.counts[b]) for n, b in (bits | RESERVED_FLAGS).items() if n in tested or n in RESERVED_FLAGS}
     output = formula.output(program.value)
-    pixels = int(np.prod(master.calibration.layout.pixels))
+    pixels = int(np.prod(work.pixels))
     not_tested = [n for n in bits if n not in tested]
     result = Applied(
-        path, output.name, program.dtype, output.units, frames[1], tally.missing_frames, pixels, flags, not_tested
+        path, output.name, program.dtype, output.units, work.count, tally.missing_frames, pixels, flags, not_tested
     )
     dataset = entry[names.DATA_PATH.rsplit("/", 1)[-1]][names.IMAGE]
     dataset.attrs[names.UNIT_ATTRIBUTE] = output.units
     dataset.attrs["long_name"] = f"{output.name} ({output.units})"
     detector = entry.file[master.detector.path]
-    _write_mask(detector, master, tally)
-    _write_range(detector, program)
+    write_mask(detector, master, program, tally.always, work.reader)
+    write_range(detector, program, work.reader)
     _write_frame_numbers(dataset.parent, master, frames)
-    _write_process(entry, master, program, result, frames[0])
+    _write_process(entry, master, program, result, work.first)
     return result
-
-
-def _write_mask(detector: h5py.Group, master: Master, tally: Tally) -> None:
-    """The static mask, and the pixels that have a reason in every frame."""
-    place = master.resolver.find(names.PIXEL_MASK, master.detector)
-    pixels = master.calibration.layout.pixels
-    mask = np.zeros(pixels, np.uint32)
-    given = read_array(place) if place is not None else mask
-    if given.shape == pixels and given.dtype.kind in "iu":
-        mask |= given.astype(np.uint32)
-    bits = {bit: flag.pixel_mask_bit for bit, flag in enumerate(master.calibration.formula.flags)}
-    for bit, target in (bits | {MISSING_BIT: MISSING_MASK_BIT}).items():
-        if target is not None:
-            mask |= ((tally.always >> np.uint32(bit)) & np.uint32(1)) << np.uint32(target)
-    array_field(detector, names.PIXEL_MASK, mask, compression="gzip")
-
-
-def _write_range(detector: h5py.Group, program: Program) -> None:
-    """What programs need to tell counts from sentinels: both ends are valid values."""
-    if program.limits is None:
-        return
-    low, high = program.limits
-    kind = np.dtype(program.dtype).type
-    for name, value in (("saturation_value", high - 1), ("underload_value", low)):
-        field(detector, name, kind(value))
-    field(detector, "bit_depth_readout", np.int32(8 * np.dtype(program.dtype).itemsize))
 
 
 def _write_frame_numbers(group: h5py.Group, master: Master, frames: tuple[int, int]) -> None:

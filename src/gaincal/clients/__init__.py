@@ -1,0 +1,1 @@
+"""What gaincal brings to other programs, which import it themselves: nothing here is imported by gaincal."""
