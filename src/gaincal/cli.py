@@ -486,6 +486,69 @@ def formula_check(file: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("master")
+@click.option("-o", "target", metavar="FILE.png", help="The picture to write; default: a window.")
+@click.option("--frame", type=int, default=0, show_default=True, help="Which frame; -1 is the last.")
+@click.option("--output", metavar="NAME", help="Output of the formula; that in keV, or photons, if not given.")
+@click.option("--stored", is_flag=True, help="Draw pixels as they are stored, not where they are.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@click.option("--profile", metavar="PROGRAM", help="Reproduce another program: jungfrau_utils, aare ...")
+@click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
+@_trust
+@_as_json
+def show(
+    master: str,
+    target: str | None,
+    frame: int,
+    output: str | None,
+    stored: bool,
+    settings: tuple[str, ...],
+    calibration: str | None,
+    profile: str | None,
+    reasons: str | None,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Draw a frame of MASTER: calibrated, gain stages, flags, where its pixels are in the laboratory."""
+    from gaincal.nexus.write import parse_number
+
+    _need("matplotlib", "plot")
+    from gaincal.report.show import show as run
+
+    done = run(
+        master,
+        target,
+        frame=frame,
+        output=output,
+        stored=stored,
+        inputs={name: parse_number(name, text) for name, text in _pairs(settings, "--set").items()},
+        calibration=calibration,
+        profile=profile,
+        reasons=None if reasons is None else [name for name in reasons.split(",") if name],
+        overwrite=overwrite,
+        trust=trust,
+    )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    where = done.path or "window closed"
+    click.echo(f"{where}: frame {done.frame} of {done.frames}, {done.output} ({done.units})")
+    for note in done.notes:
+        click.echo(f"note: {one_line(note)}", err=True)
+
+
+def _need(module: str, extra: str) -> None:
+    """Say how to get what an extra brings."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise RequestError(f"{module} is not installed: pip install 'gaincal[{extra}]' brings it")
+
+
+@main.command()
 @click.option("-o", "directory", default="gaincal-demo", metavar="DIR", help="Where to write; default: gaincal-demo.")
 @click.option("--frames", type=click.IntRange(1, 10_000), default=40, show_default=True, help="How many frames.")
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier demo.")

@@ -143,11 +143,16 @@ def atomic_output(
 
 def atomic_text(path: Path, text: str, overwrite: bool = False) -> None:
     """Write a text file, whole or not at all; raises OutputError."""
+    atomic_bytes(path, text.encode(), overwrite)
+
+
+def atomic_bytes(path: Path, content: bytes, overwrite: bool = False) -> None:
+    """Write a small file, whole or not at all; raises OutputError."""
     part = path.with_name(path.name + PART)
     refuse_existing(path, overwrite)
     with _owned(path, part) as descriptor:
         try:
-            view = memoryview(text.encode())
+            view = memoryview(content)
             while view:
                 view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)

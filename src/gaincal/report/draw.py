@@ -1,0 +1,154 @@
+"""Panels of pictures: values, words, stages and flags of a frame; curves and maps.
+
+Everything is drawn on `matplotlib.figure.Figure` itself: no state of pyplot, no backend to choose.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from gaincal.quality.look import Look
+from gaincal.report.canvas import Canvas
+
+Array = npt.NDArray[Any]
+STAGE_COLOURS = ("#eef1f4", "#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#00798c")
+NO_STAGE_COLOUR, FLAGGED_COLOUR, GOOD_COLOUR = "#9aa0a6", "#9fd8e6", "#f3f4f6"
+REASON_COLOURS = ("#7f8790", "#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#00798c", "#b5651d", "#e377c2")
+LINE, EXPECTED = "#2b62b0", "#c2334a"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "text.parse_math": False,  # names come from files
+    "svg.fonttype": "path",
+}
+SPREAD_BELOW = 0.004
+"""Where fewer pixels than this share stand out, each is drawn with its neighbours, or nobody sees it."""
+PIXELS_PER_INCH = 110
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(drawn: Figure, dpi: int = PIXELS_PER_INCH, colours: int | None = None) -> bytes:
+    """A figure as PNG, of at most so many colours if asked for."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        drawn.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    if colours is None:
+        return buffer.getvalue()
+    from PIL import Image
+
+    smaller = io.BytesIO()
+    with Image.open(buffer) as image:
+        image.convert("RGB").quantize(colours).save(smaller, "PNG", optimize=True)
+    return min(buffer.getvalue(), smaller.getvalue(), key=len)
+
+
+def draw_values(axes: Any, look: Look, canvas: Canvas) -> None:
+    """Calibrated values; logarithmic where it is known what a photon gives."""
+    image = canvas.image(look.values)
+    there = canvas.image(np.ones_like(look.values))
+    colours = mpl.colormaps["inferno"].with_extremes(bad=(0, 0, 0, 0))
+    # Where there is a pixel but no value, the background shows.
+    _show(axes, np.where(np.isfinite(image), np.nan, there), canvas, ListedColormap([FLAGGED_COLOUR]), Normalize(0, 1))
+    finite = image[np.isfinite(image)]
+    if look.photon is not None and look.photon > 0:
+        low, high = look.photon / 10, max(10 * look.photon, float(finite.max(initial=0)))
+        drawn = _show(axes, np.clip(image, low, None), canvas, colours, LogNorm(low, high))
+    else:
+        low, high = np.percentile(finite, [0.5, 99.9]) if finite.size else (0, 1)
+        drawn = _show(axes, image, canvas, colours, Normalize(low, max(high, np.nextafter(low, math.inf))))
+    label = f"{look.output} ({look.units})"
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02).set_label(label)
+    whole = "" if canvas.step == 1 else f", the highest of {canvas.step} x {canvas.step} pixels"
+    axes.set_title(f"calibrated{whole}; without a value: light blue")
+
+
+def draw_words(axes: Any, name: str, words: Array, canvas: Canvas) -> None:
+    """Raw words."""
+    image = canvas.image(words.astype(np.float32))
+    low, high = (float(words.min()), float(words.max())) if words.size else (0.0, 1.0)
+    drawn = _show(axes, image, canvas, mpl.colormaps["viridis"], Normalize(low, max(high, low + 1)))
+    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02).set_label("word")
+    axes.set_title(f"{name} as recorded")
+
+
+def draw_stage(axes: Any, stage: Array, canvas: Canvas) -> None:
+    """Gain stages, with their shares."""
+    labels = sorted({int(v) for v in np.unique(stage)} | {0})
+    positions = {label: k for k, label in enumerate(labels)}
+    shares = {label: float(np.mean(stage == label)) for label in labels}
+    # The higher the rarer: a switched pixel, or one without a stage, must not vanish among its neighbours.
+    order = sorted(labels, key=lambda label: -shares[label])
+    places = np.vectorize(order.index, otypes=[np.float32])(np.array(labels))
+    image = places[np.searchsorted(labels, stage)].astype(np.float32)
+    image = _spread(canvas.image(image), 1 - shares[order[0]])
+    colours = [NO_STAGE_COLOUR if v < 0 else STAGE_COLOURS[positions[v] % len(STAGE_COLOURS)] for v in order]
+    names = [f"{'none' if v < 0 else f'stage {v}'}  {percent(shares[v])}" for v in order]
+    _legend_image(axes, image, canvas, colours, names)
+    axes.set_title("gain stage")
+
+
+def draw_flags(axes: Any, look: Look, canvas: Canvas) -> None:
+    """Why pixels are bad; a pixel with several reasons shows the rarest of them."""
+    reasons = look.reasons()
+    image = np.zeros(look.flags.shape, np.float32)
+    for k, name in enumerate(reasons, start=1):
+        image[look.flags >> np.uint32(look.bits[name]) & np.uint32(1) != 0] = k
+    share = float(np.mean(look.flags != 0))
+    shown = _spread(canvas.image(image), share)
+    names = [f"good  {percent(1 - share)}", *(f"{n}  {c}" for n, c in reasons.items())]
+    colours = [GOOD_COLOUR, *(REASON_COLOURS[k % len(REASON_COLOURS)] for k in range(len(reasons)))]
+    _legend_image(axes, shown, canvas, colours, names)
+    axes.set_title("flags" + (", by their rarest reason" if len(reasons) > 1 else ""))
+
+
+def percent(share: float) -> str:
+    """A share as people read it: never 0 % or 100 % unless it is."""
+    if share in (0.0, 1.0) or not math.isfinite(share):
+        return f"{100 * share:.0f} %" if math.isfinite(share) else "?"
+    if 1 - share < 5e-5:
+        return "> 99.99 %"
+    return f"{100 * share:.2f} %" if share >= 1e-4 else f"{100 * share:.1g} %"
+
+
+def _legend_image(axes: Any, image: Array, canvas: Canvas, colours: Sequence[str], names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    norm = BoundaryNorm(np.arange(len(colours) + 1) - 0.5, len(colours))
+    _show(axes, image, canvas, ListedColormap(list(colours)), norm)
+    patches = [Patch(facecolor=c, edgecolor="#888", label=n) for c, n in zip(colours, names, strict=True)]
+    axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+
+
+def _show(axes: Any, image: Array, canvas: Canvas, colours: Any, norm: Any) -> Any:
+    aspect = "auto" if min(image.shape) == 1 else "equal"
+    drawn = axes.imshow(image, cmap=colours, norm=norm, extent=canvas.extent, interpolation="nearest", aspect=aspect)
+    axes.set_xlabel(canvas.labels[0])
+    axes.set_ylabel(canvas.labels[1])
+    return drawn
+
+
+def _spread(image: Array, share: float) -> Array:
+    """Let rare points cover their neighbours, but no place that is no pixel."""
+    if not 0 < share < SPREAD_BELOW or min(image.shape) == 1:
+        return image
+    wide = np.pad(np.nan_to_num(image, nan=-1), 1, mode="edge")
+    rows, columns = image.shape
+    shifted = [wide[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]
+    return np.asarray(np.where(np.isfinite(image), np.max(shifted, axis=0), np.nan))
+

@@ -1,0 +1,242 @@
+"""``show``: a picture of one frame."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from gaincal.errors import FileError, RequestError
+from gaincal.geometry.panels import Geometry
+from gaincal.nexus import names
+from gaincal.nexus.atomic import atomic_bytes, refuse_existing, refuse_input
+from gaincal.nexus.geometry_read import read_geometry
+from gaincal.nexus.read import Master, open_master
+from gaincal.nexus.trust import reading
+from gaincal.quality.look import Look, look_at
+from gaincal.report.canvas import Canvas, Stored
+from gaincal.report.draw import STYLE, draw_flags, draw_stage, draw_values, figure, png
+from gaincal.report.laboratory import Laboratory, faces_the_beam, rings
+
+WIDTH = 15.0
+PNG = ".png"
+ACROSS = 1.25
+"""Wider detectors than this have their stage and flags below, not beside."""
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was drawn.
+
+    Parameters
+    ----------
+    path : str or None
+        The picture; None if it was a window.
+    frame : int
+    frames : int
+        Of the run.
+    output, units : str
+    ids : dict of str to number
+        What the frame is called in the file.
+    flags : dict of str to int
+        Pixels by reason.
+    laboratory : bool
+        Whether pixels are where they are in the laboratory, or as they are stored.
+    notes : list of str
+    """
+
+    path: str | None
+    frame: int
+    frames: int
+    output: str
+    units: str
+    ids: dict[str, float]
+    flags: dict[str, int]
+    laboratory: bool
+    notes: list[str]
+
+
+def show(
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str] | None = None,
+    *,
+    frame: int = 0,
+    output: str | None = None,
+    stored: bool = False,
+    inputs: Mapping[str, float] | None = None,
+    calibration: str | None = None,
+    profile: str | None = None,
+    reasons: Iterable[str] | None = None,
+    overwrite: bool = False,
+    trust: Iterable[str | os.PathLike[str]] = (),
+) -> Shown:
+    """Draw a frame: calibrated, gain stage and flags, in the laboratory where the file says where pixels are.
+
+    Parameters
+    ----------
+    path : str or path
+        A master.
+    target : str or path, optional
+        A ``.png`` file to write; a window opens if None.
+    frame : int
+        Negative numbers count from the end.
+    output : str, optional
+        Which output of the formula; that in keV, or in photons, if None.
+    stored : bool
+        Draw pixels as they are stored, even where the file says where they are.
+    inputs, calibration, profile, reasons, trust
+        As for `gaincal.nexus.read.open_master`.
+    overwrite : bool
+        Replace an existing `target`.
+
+    Returns
+    -------
+    Shown
+
+    Raises
+    ------
+    FileError, TrustError, BindError, RequestError, OutputError
+    """
+    _check_target(path, target, overwrite)
+    master = open_master(
+        path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons
+    )
+    with master.resolver, reading(path):
+        look = look_at(master, frame, output)
+        canvas, notes = canvas_of(master, stored)
+        ids = {name: values[look.frame].item() for name, values in master.ids.items()}
+        make = figure if target is not None else _windowed
+        drawn = draw_look(look, canvas, _title(path, master, look, ids), _energy(master), make)
+    if target is None:
+        _show_windows()
+    else:
+        atomic_bytes(Path(target), png(drawn), overwrite)
+    laboratory = isinstance(canvas, Laboratory)
+    frames = master.calibration.layout.frames
+    shown = None if target is None else os.fspath(target)
+    return Shown(shown, look.frame, frames, look.output, look.units, ids, look.reasons(), laboratory, notes)
+
+
+def canvas_of(master: Master, stored: bool = False) -> tuple[Canvas, list[str]]:
+    """Where pixels are drawn, and why not in the laboratory if the file has a geometry."""
+    pixels = master.calibration.layout.pixels
+    if stored:
+        return Stored(pixels), []
+    geometry = _geometry(master)
+    if geometry is None:
+        return Stored(pixels), []
+    needed = geometry.pixels
+    if len(needed) != len(pixels) or any(n > m for n, m in zip(needed, pixels, strict=True)):
+        return Stored(pixels), [f"pixels are drawn as stored: the geometry is of frames {needed}, these are {pixels}"]
+    if not faces_the_beam(geometry):
+        return Stored(pixels), ["pixels are drawn as stored: along the beam the detector is seen from the side"]
+    return Laboratory(geometry), []
+
+
+def _geometry(master: Master) -> Geometry | None:
+    try:
+        return read_geometry(master.resolver, master.detector)
+    except FileError as error:
+        if error.code != "geometry":
+            raise
+        return None
+
+
+def draw_look(
+    look: Look, canvas: Canvas, title: str, energy: float | None, make: Callable[[float, float], Figure] = figure
+) -> Figure:
+    """Draw a frame on a figure that `make` makes of width and height."""
+    rows, columns = canvas.image(look.flags.astype(np.float32)).shape
+    aspect = columns / rows
+    with mpl.rc_context(STYLE):
+        wide = aspect > ACROSS
+        # What is drawn, and room for colour bars and legends.
+        if wide:
+            drawn = make(WIDTH, min(3 + 1.5 * 0.62 * WIDTH / aspect, 14))
+            grid = drawn.add_gridspec(2, 2, height_ratios=(1.6, 1))
+            places = [grid[0, :], grid[1, 0], grid[1, 1]]
+        else:
+            drawn = make(WIDTH, 9)
+            grid = drawn.add_gridspec(2, 2, width_ratios=(1.7, 1))
+            places = [grid[:, 0], grid[0, 1], grid[1, 1]]
+        main, second, third = (drawn.add_subplot(place) for place in places)
+        drawn.suptitle(title, fontsize=11)
+        draw_values(main, look, canvas)
+        if look.stage is not None:
+            draw_stage(second, look.stage, canvas)
+        else:
+            second.set_axis_off()
+        draw_flags(third, look, canvas)
+        if isinstance(canvas, Laboratory):
+            for axes in (main, second, third):
+                _draw_outlines(axes, canvas)
+            _draw_beam(main, canvas, energy)
+    return drawn
+
+
+def _draw_outlines(axes: Any, canvas: Laboratory) -> None:
+    for outline in canvas.outlines():
+        axes.plot(outline[:, 0], outline[:, 1], color="#7b8794", linewidth=0.5)
+    axes.set_xlim(canvas.extent[:2])
+    axes.set_ylim(canvas.extent[2:])
+
+
+def _draw_beam(axes: Any, canvas: Laboratory, energy: float | None) -> None:
+    """Where the beam goes, and rings of resolution around it."""
+    colour = "#12a37f"
+    angles = canvas.two_theta()
+    for angle, text in rings(angles, energy):
+        lines = axes.contour(canvas.x, canvas.y, angles, [angle], colors=[colour], linewidths=0.9, linestyles="dashed")
+        axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8)
+    right, top = canvas.extent[1], canvas.extent[3]
+    if right <= 0 <= canvas.extent[0] and canvas.extent[2] <= 0 <= top:
+        axes.plot([0], [0], "+", color=colour, markersize=14, markeredgewidth=1.6)
+
+
+def _energy(master: Master) -> float | None:
+    energy = master.calibration.arrays.get(names.PHOTON_ENERGY)
+    return None if energy is None or not np.isfinite(energy).any() else float(np.nanmedian(energy))
+
+
+def _title(path: str | os.PathLike[str], master: Master, look: Look, ids: Mapping[str, float]) -> str:
+    called = "".join(f", {name} {value}" for name, value in ids.items())
+    return f"{Path(path).name}: frame {look.frame} of {master.calibration.layout.frames}{called}"
+
+
+def _check_target(path: str | os.PathLike[str], target: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    if target is None:
+        if not has_display():
+            raise RequestError("there is no display for a window: say where to write a picture: -o FILE.png")
+        return
+    if Path(target).suffix.lower() != PNG:
+        raise RequestError(f"{os.fspath(target)}: pictures are PNG files: call it .png")
+    refuse_input(Path(target), [Path(path)])
+    refuse_existing(Path(target), overwrite)
+
+
+def has_display() -> bool:
+    """Whether a window can be opened."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in DISPLAYS)
+
+
+def _windowed(width: float, height: float) -> Figure:
+    """A figure in a window; raises RequestError if matplotlib has nothing to draw windows with."""
+    from matplotlib import pyplot as plt
+
+    if plt.get_backend().lower() == "agg":
+        raise RequestError("matplotlib finds nothing to draw windows with (Tk, Qt ...): write a picture: -o FILE.png")
+    return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def _show_windows() -> None:
+    from matplotlib import pyplot as plt
+
+    plt.show()
