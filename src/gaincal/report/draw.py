@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gaincal.quality.look import Look
 from gaincal.report.canvas import Canvas
@@ -72,8 +73,7 @@ def draw_values(axes: Any, look: Look, canvas: Canvas) -> None:
     else:
         low, high = np.percentile(finite, [0.5, 99.9]) if finite.size else (0, 1)
         drawn = _show(axes, image, canvas, colours, Normalize(low, max(high, np.nextafter(low, math.inf))))
-    label = f"{look.output} ({look.units})"
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02).set_label(label)
+    add_bar(axes, drawn, f"{look.output} ({look.units})")
     whole = "" if canvas.step == 1 else f", the highest of {canvas.step} x {canvas.step} pixels"
     axes.set_title(f"calibrated{whole}; without a value: light blue")
 
@@ -83,21 +83,20 @@ def draw_words(axes: Any, name: str, words: Array, canvas: Canvas) -> None:
     image = canvas.image(words.astype(np.float32))
     low, high = (float(words.min()), float(words.max())) if words.size else (0.0, 1.0)
     drawn = _show(axes, image, canvas, mpl.colormaps["viridis"], Normalize(low, max(high, low + 1)))
-    axes.figure.colorbar(drawn, ax=axes, shrink=0.8, pad=0.02).set_label("word")
+    add_bar(axes, drawn, "word")
     axes.set_title(f"{name} as recorded")
 
 
 def draw_stage(axes: Any, stage: Array, canvas: Canvas) -> None:
     """Gain stages, with their shares."""
     labels = sorted({int(v) for v in np.unique(stage)} | {0})
-    positions = {label: k for k, label in enumerate(labels)}
     shares = {label: float(np.mean(stage == label)) for label in labels}
     # The higher the rarer: a switched pixel, or one without a stage, must not vanish among its neighbours.
     order = sorted(labels, key=lambda label: -shares[label])
     places = np.vectorize(order.index, otypes=[np.float32])(np.array(labels))
     image = places[np.searchsorted(labels, stage)].astype(np.float32)
     image = _spread(canvas.image(image), 1 - shares[order[0]])
-    colours = [NO_STAGE_COLOUR if v < 0 else STAGE_COLOURS[positions[v] % len(STAGE_COLOURS)] for v in order]
+    colours = [NO_STAGE_COLOUR if v < 0 else STAGE_COLOURS[v % len(STAGE_COLOURS)] for v in order]
     names = [f"{'none' if v < 0 else f'stage {v}'}  {percent(shares[v])}" for v in order]
     _legend_image(axes, image, canvas, colours, names)
     axes.set_title("gain stage")
@@ -115,6 +114,15 @@ def draw_flags(axes: Any, look: Look, canvas: Canvas) -> None:
     colours = [GOOD_COLOUR, *(REASON_COLOURS[k % len(REASON_COLOURS)] for k in range(len(reasons)))]
     _legend_image(axes, shown, canvas, colours, names)
     axes.set_title("flags" + (", by their rarest reason" if len(reasons) > 1 else ""))
+
+
+def add_bar(axes: Any, drawn: Any, label: str) -> None:
+    """A colour bar right beside the panel, whatever room there is."""
+    bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.015, 0.1, 0.018, 0.8)))
+    bar.set_label(label)
+    if isinstance(drawn.norm, LogNorm):
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def percent(share: float) -> str:

@@ -17,6 +17,8 @@ from gaincal.report.canvas import EDGE, binned
 Array = npt.NDArray[Any]
 MM = 1e3
 MARGIN = 0.02
+BEAM_WITHIN = 0.3
+"""The beam is in the picture if it passes the panels within this part of their extent."""
 STEEPEST = math.radians(60)
 """Between the beam and the normal of the detector; beyond, it is seen from the side."""
 RINGS = 4
@@ -54,7 +56,10 @@ class Laboratory:
         self.geometry = geometry
         corners = MM * geometry.corners()[..., :2].reshape(-1, 2)
         low, high = corners.min(0), corners.max(0)
-        margin = MARGIN * float((high - low).max())
+        size = float((high - low).max())
+        if np.hypot(*np.maximum(np.maximum(low, -high), 0)) < BEAM_WITHIN * size:
+            low, high = np.minimum(low, 0), np.maximum(high, 0)
+        margin = MARGIN * size
         low, high = low - margin, high + margin
         pitch = MM * min(math.hypot(*p.fast[:2]) for p in geometry.panels)
         self.point = max(float((high - low).max()) / edge, pitch)
@@ -79,6 +84,14 @@ class Laboratory:
             part = whole[placed.box]
             part[placed.inside] = squares[placed.row // self.step, placed.column // self.step]
         return whole
+
+    def label_place(self, two_theta: Array, angle: float) -> tuple[float, float]:
+        """The point of a ring that is nearest to the middle of the picture, in mm."""
+        x, y = np.meshgrid(self.x, self.y)
+        far = np.hypot(x - self.x.mean(), y - self.y.mean()) / self.point
+        off = np.abs(two_theta - angle) / np.abs(np.gradient(two_theta, axis=0) + 1j * np.gradient(two_theta, axis=1))
+        place = np.unravel_index(np.argmin(np.where(off < 1, far, np.inf)), off.shape)
+        return float(x[place]), float(y[place])
 
     def outlines(self) -> Array:
         """Corners of the panels, (panel, 5, 2) in mm; the first is repeated."""

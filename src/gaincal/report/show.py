@@ -160,8 +160,8 @@ def draw_look(
         wide = aspect > ACROSS
         # What is drawn, and room for colour bars and legends.
         if wide:
-            drawn = make(WIDTH, min(3 + 1.5 * 0.62 * WIDTH / aspect, 14))
-            grid = drawn.add_gridspec(2, 2, height_ratios=(1.6, 1))
+            drawn = make(WIDTH, min(2.2 + 1.24 * WIDTH / aspect, 14))
+            grid = drawn.add_gridspec(2, 2, height_ratios=(1.9, 1))
             places = [grid[0, :], grid[1, 0], grid[1, 1]]
         else:
             drawn = make(WIDTH, 9)
@@ -195,7 +195,8 @@ def _draw_beam(axes: Any, canvas: Laboratory, energy: float | None) -> None:
     angles = canvas.two_theta()
     for angle, text in rings(angles, energy):
         lines = axes.contour(canvas.x, canvas.y, angles, [angle], colors=[colour], linewidths=0.9, linestyles="dashed")
-        axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8)
+        place = canvas.label_place(angles, angle)
+        axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8, manual=[place])
     right, top = canvas.extent[1], canvas.extent[3]
     if right <= 0 <= canvas.extent[0] and canvas.extent[2] <= 0 <= top:
         axes.plot([0], [0], "+", color=colour, markersize=14, markeredgewidth=1.6)
