@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -23,7 +23,7 @@ from gaincal.report.canvas import Canvas
 Array = npt.NDArray[Any]
 STAGE_COLOURS = ("#eef1f4", "#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#00798c")
 NO_STAGE_COLOUR, FLAGGED_COLOUR, GOOD_COLOUR = "#9aa0a6", "#9fd8e6", "#f3f4f6"
-REASON_COLOURS = ("#7f8790", "#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#00798c", "#b5651d", "#e377c2")
+REASON_COLOURS = ("#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#00798c", "#b5651d", "#e377c2")
 LINE, EXPECTED = "#2b62b0", "#c2334a"
 STYLE = {
     "font.size": 9,
@@ -36,7 +36,10 @@ STYLE = {
 }
 SPREAD_BELOW = 0.004
 """Where fewer pixels than this share stand out, each is drawn with its neighbours, or nobody sees it."""
+SEEN_OF = 400
+"""A point is seen if it takes one of so many parts of a picture's edge."""
 PIXELS_PER_INCH = 110
+MISSING_COLOUR = "#9aa0a6"
 
 
 def figure(width: float, height: float) -> Figure:
@@ -111,9 +114,17 @@ def draw_flags(axes: Any, look: Look, canvas: Canvas) -> None:
     share = float(np.mean(look.flags != 0))
     shown = _spread(canvas.image(image), share)
     names = [f"good  {percent(1 - share)}", *(f"{n}  {c}" for n, c in reasons.items())]
-    colours = [GOOD_COLOUR, *(REASON_COLOURS[k % len(REASON_COLOURS)] for k in range(len(reasons)))]
+    colours = [GOOD_COLOUR, *reason_colours(reasons)]
     _legend_image(axes, shown, canvas, colours, names)
     axes.set_title("flags" + (", by their rarest reason" if len(reasons) > 1 else ""))
+
+
+def reason_colours(reasons: Iterable[str]) -> list[str]:
+    """A colour for each reason; grey for what is missing."""
+    return [
+        MISSING_COLOUR if name == "missing" else REASON_COLOURS[k % len(REASON_COLOURS)]
+        for k, name in enumerate(reasons)
+    ]
 
 
 def add_bar(axes: Any, drawn: Any, label: str) -> None:
@@ -155,8 +166,8 @@ def _spread(image: Array, share: float) -> Array:
     """Let rare points cover their neighbours, but no place that is no pixel."""
     if not 0 < share < SPREAD_BELOW or min(image.shape) == 1:
         return image
-    wide = np.pad(np.nan_to_num(image, nan=-1), 1, mode="edge")
-    rows, columns = image.shape
-    shifted = [wide[dy : dy + rows, dx : dx + columns] for dy in range(3) for dx in range(3)]
-    return np.asarray(np.where(np.isfinite(image), np.max(shifted, axis=0), np.nan))
-
+    reach = max(1, max(image.shape) // SEEN_OF)
+    wide = np.pad(np.nan_to_num(image, nan=-1), reach, mode="edge")
+    for axis in (0, 1):
+        wide = np.lib.stride_tricks.sliding_window_view(wide, 2 * reach + 1, axis).max(-1)
+    return np.asarray(np.where(np.isfinite(image), wide, np.nan))
