@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gaincal.formulas.formula import Formula
     from gaincal.lazy import open_calibrated, open_calibrated_dataset
     from gaincal.verbs.apply import apply
+    from gaincal.verbs.assemble import assemble
     from gaincal.verbs.embed import embed
     from gaincal.verbs.views import views
 
@@ -19,6 +20,7 @@ __all__ = [
     "GaincalError",
     "__version__",
     "apply",
+    "assemble",
     "embed",
     "open_calibrated",
     "open_calibrated_dataset",
@@ -29,6 +31,7 @@ _HOME = {
     "Formula": "gaincal.formulas.formula",
     "GaincalError": "gaincal.errors",
     "apply": "gaincal.verbs.apply",
+    "assemble": "gaincal.verbs.assemble",
     "embed": "gaincal.verbs.embed",
     "open_calibrated": "gaincal.lazy",
     "open_calibrated_dataset": "gaincal.lazy",

@@ -107,6 +107,7 @@ def _plain(content: Any) -> Any:
 @click.option("--mask", metavar="FILE[::/PATH]", help="Bad-pixel mask: true/false or NXmx bits.")
 @click.option("--mask-bits", metavar="NAME", help="Whose bits the mask has, if not NXmx's: euxfel, psi, lcls ...")
 @click.option("--id", "ids", multiple=True, metavar="NAME=FILE::/PATH", help="Numbers of the frames: pulse_id ...")
+@click.option("--geometry", metavar="FILE.geom", help="Where the panels are: CrystFEL's geometry file.")
 @click.option("--copy-raw", is_flag=True, help="Copy the words into the master instead of linking them.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing master.")
 @_trust
@@ -123,6 +124,7 @@ def embed(
     mask: str | None,
     mask_bits: str | None,
     ids: tuple[str, ...],
+    geometry: str | None,
     copy_raw: bool,
     overwrite: bool,
     trust: tuple[str, ...],
@@ -150,6 +152,7 @@ def embed(
         mask=mask,
         mask_bits=mask_bits,
         ids=_pairs(ids, "--id"),
+        geometry=geometry,
         copy_raw=copy_raw,
         in_place=in_place,
         overwrite=overwrite,
@@ -161,6 +164,94 @@ def embed(
     click.echo(f"{done.path}: outputs {', '.join(done.outputs) or 'none'}")
     for note in done.notes:
         click.echo(f"note: {one_line(note)}", err=True)
+
+
+ABSENT = "absent"
+
+
+def _numbered(named: tuple[str, ...]) -> dict[int, str | None]:
+    """Files of modules by their place."""
+    given = _pairs(named, "--module")
+    if not all(number.isdecimal() for number in given):
+        raise RequestError("--module K=FILE: K is the place of a module in a frame, counted from 0")
+    return {int(k): None if file == ABSENT else file for k, file in given.items()}
+
+
+@main.command()
+@click.argument("files", nargs=-1, metavar="FILE[::/PATH]...")
+@click.option("-o", "--output", required=True, metavar="RUN", help="The file to write.")
+@click.option("--module", "modules", multiple=True, metavar="K=FILE|absent", help="The file of module K. Repeatable.")
+@click.option("--id", "ids", multiple=True, metavar="NAME[=/PATH]", help="What identifies frames, the first by which.")
+@click.option("--tolerance", type=float, metavar="T", help="Ids no further apart than T are equal: for times.")
+@click.option("--ids", "select", default="union", metavar="union|intersection", help="Frames that any, or all, have.")
+@click.option("--require", type=int, default=1, metavar="N", help="Only frames that at least N modules have.")
+@click.option("--duplicates", default="first", metavar="first|last|reject", help="Which of repeated frames is kept.")
+@click.option("--layout", default="stacked", metavar="stacked|assembled", help="(module, y, x), or one image (y, x).")
+@click.option("--gap", type=int, default=0, metavar="ROWS", help="Rows between modules of one image.")
+@click.option("--source", default="auto", metavar="NAME", help="auto, plain, arrays, euxfel, slsdet or swissfel.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@_trust
+@_as_json
+def assemble(
+    files: tuple[str, ...],
+    output: str,
+    modules: tuple[str, ...],
+    ids: tuple[str, ...],
+    tolerance: float | None,
+    select: str,
+    require: int,
+    duplicates: str,
+    layout: str,
+    gap: int,
+    source: str,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Put FILES of modules together to one RUN, frame by frame, by ids that are equal.
+
+    The words stay where they are. What a module lacks is a gap, flagged when the words are calibrated.
+    Then: gaincal embed RUN -o MASTER --formula ... --constant ...
+    """
+    from gaincal.progress import progress
+    from gaincal.verbs.assemble import assemble as run
+
+    located = {name: where or None for name, _, where in (text.partition("=") for text in ids)}
+    with progress("assemble", "modules") as advance:
+        done = run(
+            files,
+            output,
+            modules=_numbered(modules),
+            ids=located,
+            tolerance=tolerance,
+            select=select,
+            require=require,
+            duplicates=duplicates,
+            layout=layout,
+            gap=gap,
+            source=source,
+            overwrite=overwrite,
+            trust=trust,
+            progress=advance,
+        )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    click.echo(f"{done.path}: words {done.shape}, matched by {done.account.matched_by}")
+    click.echo("\n".join(one_line(line) for line in _account_lines(asdict(done.account)["modules"])))
+    for note in done.notes:
+        click.echo(f"note: {one_line(note)}", err=True)
+
+
+def _account_lines(modules: list[dict[str, Any]]) -> list[str]:
+    """A table of what became of all that the modules recorded."""
+    counts = ("recorded", "written", "missing", "duplicate", "rejected", "expected")
+    lines = ["  module  " + "".join(f"{name:>10}" for name in counts) + "  file"]
+    for row in modules:
+        problem = f" ({row['problem']})" if row["problem"] else ""
+        lines.append(f"  {row['module']:6}  " + "".join(f"{row[n]:10}" for n in counts) + f"  {row['file']}{problem}")
+    total = "".join(f"{sum(row[n] for row in modules):10}" for n in counts)
+    return [*lines, f"  {'all':>6}  {total}"]
 
 
 def _range(
@@ -427,6 +518,26 @@ def validate(file: str, trust: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{sum(f.severity == ERROR for f in findings)} errors, {len(findings)} findings")
     if any(f.severity == ERROR for f in findings):
         sys.exit(FINDINGS_EXIT)
+
+
+@main.command()
+@click.argument("file")
+@click.option("-o", "target", metavar="OUT.geom", help="Write the geometry as a .geom file.")
+@click.option("--split", is_flag=True, help="Cut modules of known detectors into ASICs.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@_trust
+@_as_json
+def geometry(
+    file: str, target: str | None, split: bool, overwrite: bool, trust: tuple[str, ...], as_json: bool
+) -> None:
+    """Say where the panels of FILE are: a .geom file, or a NeXus file with a detector."""
+    from gaincal.verbs.geometry import geometry as run
+
+    found = run(file, target, split=split, overwrite=overwrite, trust=trust)
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        click.echo("\n".join(one_line(line) for line in found.lines()))
 
 
 @main.group()

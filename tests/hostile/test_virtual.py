@@ -279,7 +279,7 @@ CASES = [
     Case(source_is_cut_off, Gone(FRAMES * FRAME)),
     Case(nothing_is_mapped_on_one_frame, Gone(FRAME)),
     Case(half_a_frame_is_mapped, Gone(FRAMES * FRAME // 2)),
-    Case(source_is_too_short, Gone(3 * FRAME)),
+    Case(source_is_too_short, Gone(FRAME)),
     Case(a_gap_on_top_of_words_is_a_gap, Gone(2 * FRAME)),
     Case(words_on_top_of_a_gap_are_words, Gone(4 * FRAME)),
     Case(thousands_of_gaps, Gone(FRAMES * FRAME // 2)),

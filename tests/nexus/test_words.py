@@ -16,8 +16,9 @@ import pytest
 
 from gaincal.errors import FileError, TrustError
 from gaincal.nexus.dataset import PlainDataset, intersection
+from gaincal.nexus.mappings import mappings
 from gaincal.nexus.trust import Resolver
-from gaincal.nexus.words import Words, mappings
+from gaincal.nexus.words import Words
 
 Array = npt.NDArray[Any]
 Box = tuple[tuple[int, ...], tuple[int, ...]]
@@ -237,7 +238,7 @@ def test_a_chunk_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_more_mappings_than_any_run_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gaincal.nexus.words.MAX_MAPPINGS", 1)
+    monkeypatch.setattr("gaincal.nexus.mappings.MAX_MAPPINGS", 1)
     plain(tmp_path)
     halves = [((0, 0, 0), (3, 5, 7)), ((3, 0, 0), (3, 5, 7))]
     virtual(tmp_path, [("a.h5", half, half, SHAPE) for half in halves])

@@ -15,7 +15,7 @@ import pytest
 from gaincal.errors import FileError, TrustError
 from gaincal.nexus.trust import TRUST_VARIABLE, Resolver
 from gaincal.nexus.words import Words
-from gaincal.sources import euxfel, euxfel_constants
+from gaincal.sources import euxfel_constants, matching
 from gaincal.sources.euxfel import recognise
 from gaincal.sources.euxfel_constants import load
 from gaincal.sources.files import Spec
@@ -402,9 +402,9 @@ def test_one_file_of_a_run(tmp_path: Path) -> None:
 
 def test_too_many_parts_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agipd(tmp_path, 0, [(10, p) for p in (5, 3, 1)])
-    monkeypatch.setattr(euxfel, "MAX_PARTS", 3)
+    monkeypatch.setattr(matching, "MAX_PARTS", 3)
     recognised(tmp_path)
-    monkeypatch.setattr(euxfel, "MAX_PARTS", 2)
+    monkeypatch.setattr(matching, "MAX_PARTS", 2)
     with pytest.raises(FileError, match="lies in 3 pieces") as caught:
         recognise(tmp_path)
     assert caught.value.code == "over-budget"
@@ -476,9 +476,13 @@ def test_cells_that_were_not_received(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.inputs["cell"][:, 0], [0, 1, 255, 0, 1, 2, 3])
     np.testing.assert_array_equal(run.inputs["cell"][:, 1], [0, 1, 2, 0, 1, 2, 3])
     assert run.inputs["cell"].dtype == np.uint8
-    assert any("which no module received: module 1: 1, module 2: 1" in note for note in run.notes)
+    assert any("which were not received: module 1: 2, module 2: 1" in note for note in run.notes)
+    assert "frames that modules lack: module 1: 1" in run.notes
     for word in ("adc", "gain_code"):
-        np.testing.assert_array_equal(assembled(run, word)[0], np.repeat([[0, 1, 2, 10, 11, 12, 13]], 2, axis=0).T)
+        words, times = assembled(run, word)
+        np.testing.assert_array_equal(words[:, 1], [0, 1, 2, 10, 11, 12, 13])
+        np.testing.assert_array_equal(words[:, 0], [0, 1, 0, 10, 11, 12, 13])
+        np.testing.assert_array_equal(times[:, 0], [1, 1, 0, 1, 1, 1, 1])  # what was not received are no words
     assert [w.dtype for w in run.words.values()] == [np.uint16, np.uint8]
     assert len(run.words["adc"].parts) == 4
 

@@ -141,13 +141,14 @@ def atomic_output(
             raise
 
 
-def atomic_text(path: Path, text: str, overwrite: bool = False) -> None:
-    """Write a text file, whole or not at all; raises OutputError."""
-    atomic_bytes(path, text.encode(), overwrite)
+def write_text(target: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
+    """Write a small text file that appears under its name only when it is complete; raises OutputError."""
+    write_bytes(target, text.encode("utf-8"), overwrite=overwrite)
 
 
-def atomic_bytes(path: Path, content: bytes, overwrite: bool = False) -> None:
-    """Write a small file, whole or not at all; raises OutputError."""
+def write_bytes(target: str | os.PathLike[str], content: bytes, *, overwrite: bool = False) -> None:
+    """Write a small file that appears under its name only when it is complete; raises OutputError."""
+    path = Path(target)
     part = path.with_name(path.name + PART)
     refuse_existing(path, overwrite)
     with _owned(path, part) as descriptor:
@@ -158,11 +159,14 @@ def atomic_bytes(path: Path, content: bytes, overwrite: bool = False) -> None:
             os.fsync(descriptor)
             _appear(part, path, overwrite)
             _sync_directory(path.parent)
-        except BaseException as error:
+        except OSError as error:
             with suppress(OSError):
                 part.unlink()
-            if isinstance(error, OSError):
-                raise OutputError(path, "", f"cannot be written: {error.strerror}", code="write-failed") from error
+            reason = error.strerror or str(error)
+            raise OutputError(path, "", f"cannot be written: {reason}", code="write-failed") from error
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
             raise
 
 

@@ -138,7 +138,7 @@ class PlainDataset:
         return [partial(self._read_chunk, offset, box, out, missing) for offset in self.offsets(box)]
 
     def _read_unchunked(self, box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
-        if not self._stored():
+        if not self.complete:
             out[...], missing[...] = 0, True
             return
         values = out if out.flags.c_contiguous else np.empty(box[1], out.dtype)
@@ -215,6 +215,10 @@ class PlainDataset:
         where = f"{self.place.path} chunk {offset}"
         return FileError(self.place.file, where, f"is damaged: {problem}", "copy the file again", code="bad-chunk")
 
+    def holds(self, offset: tuple[int, ...]) -> bool:
+        """Whether a chunk was ever written."""
+        return self._located(offset)[1] > 0
+
     def stored(self, offset: tuple[int, ...]) -> Bytes | None:
         """A chunk as it lies in the file, None if it was never written; raises FileError if it cannot be one."""
         size = self._located(offset)[1]
@@ -281,7 +285,7 @@ class PlainDataset:
     def unwritten(self) -> int:
         """How many chunks were never written (all or none for a dataset without chunks)."""
         if self.chunks is None:
-            return int(not self._stored())
+            return int(not self.complete)
         grid = [-(-s // c) for s, c in zip(self.dataset.shape, self.chunks, strict=True)]
         return int(np.prod(grid, dtype=object)) - int(self.dataset.id.get_num_chunks())
 
@@ -305,7 +309,7 @@ class PlainDataset:
         kind = self.dataset.id.get_type()
         copy = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, self._storage()))
         if self.chunks is None:
-            if self._stored():
+            if self.complete:
                 copy[...] = self.read_all()
             return
         for offset in self.offsets(((0,) * self.dataset.ndim, self.dataset.shape)):
@@ -348,7 +352,8 @@ class PlainDataset:
         for cell in np.ndindex(*(len(r) for r in ranges)):
             yield tuple(int(r[k] * c) for r, k, c in zip(ranges, cell, self.chunks, strict=True))
 
-    def _stored(self) -> bool:
+    @property
+    def complete(self) -> bool:
         """Whether a dataset without chunks has its values."""
         needed = self.dataset.size * self.dtype.itemsize
         return bool(self.layout == h5py.h5d.COMPACT or self.dataset.id.get_storage_size() >= needed)

@@ -18,11 +18,16 @@ from gaincal._version import __version__
 from gaincal.calibration import Calibration
 from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
+from gaincal.geometry.arm import STILL, Arm
+from gaincal.geometry.panels import Geometry
 from gaincal.nexus import names
+from gaincal.nexus.account import Account, write_account
+from gaincal.nexus.arrangement import Arrangement
 from gaincal.nexus.atomic import AtomicFile
+from gaincal.nexus.geometry import write_geometry
 from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
-from gaincal.nexus.run import copy_frames, map_words
+from gaincal.nexus.run import copy_frames, map_words, outside, relative_name
 from gaincal.nexus.scaling import write_scaling
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Readable, Words
@@ -66,6 +71,10 @@ class Content:
     metadata: Mapping[str, str | float]
     mask: Array | None
     ids: Mapping[str, Array]
+    geometry: Geometry | None = None
+    arm: Arm = STILL
+    account: Account | None = None
+    lies: Arrangement | None = None
 
     @property
     def stored(self) -> dict[str, Words]:
@@ -106,12 +115,17 @@ def write_master(
     entry, notes = _tree(file, resolver, template, content, placement)
     detector = _detector(entry)
     raw_paths = _write_words(written, detector, entry, content, placement)
-    notes += _outside(written.target, content) if placement is not Placement.COPIED else []
+    if placement is not Placement.COPIED:
+        notes += outside(written.target, content.stored.values(), content.place)
     for name, values in content.ids.items():
         array_field(detector[names.RAW_GROUP], name, values)
+    if content.account is not None and content.lies is not None:
+        write_account(detector, content.account, content.lies)
     if content.mask is not None:
         _replace(detector, names.PIXEL_MASK, content.mask)
     _write_preview(entry, image, content)
+    if content.geometry is not None:
+        write_geometry(detector, content.geometry, content.arm)
     checksum = _write_calibration(detector, raw_paths, content)
     write_scaling(detector, content.calibration.formula, content.constants)
     lacking = missing_metadata(partial(has_own, entry), detector.name.removeprefix(f"{entry.name}/"))
@@ -200,14 +214,9 @@ def _place_words(
     elif placement is Placement.COPIED:
         _copy_words(written, raw, name, words, place)
     elif place is not None:
-        raw[name] = h5py.ExternalLink(_relative(written, place), place.path)
+        raw[name] = h5py.ExternalLink(relative_name(written, place), place.path)
     else:
-        map_words(raw, name, words, partial(_relative, written))
-
-
-def _relative(written: AtomicFile, place: Place) -> str:
-    """How a master names the file of a dataset."""
-    return os.path.relpath(place.file, Path(os.path.realpath(written.target)).parent)
+        map_words(raw, name, words, partial(relative_name, written))
 
 
 def _withdraw(entry: h5py.Group, detector: h5py.Group, words: h5py.Dataset) -> None:
@@ -227,15 +236,6 @@ def _copy_words(written: AtomicFile, raw: h5py.Group, name: str, words: Words, p
         problem = problem if place else "is one of several datasets, whose pieces cannot be copied as they are"
         raise words.place.error(problem, "link it, without --copy-raw", code="virtual")
     source.copy_to(raw, name, written.check)
-
-
-def _outside(target: Path, content: Content) -> list[str]:
-    """Directories that a reader of the master will have to be told to trust."""
-    home = Path(os.path.realpath(target)).parent
-    files = {s.place.file for w in content.stored.values() for s in w.sources}
-    files |= {content.place.file} if content.place else set()
-    directories = sorted({str(f.parent) for f in files if not f.is_relative_to(home)})
-    return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
 
 
 def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> None:

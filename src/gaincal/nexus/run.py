@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import h5py
 import numpy as np
 
+from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
 from gaincal.nexus.packing import Piece
 from gaincal.nexus.trust import Place
@@ -17,8 +20,23 @@ PACKET_ROWS = 4
 """Rows of the chunks where a part of a module was lost: those of the smallest UDP packet in use."""
 
 
+def relative_name(written: AtomicFile, place: Place) -> str:
+    """How a file that is being written names the file of a dataset."""
+    return os.path.relpath(place.file, Path(os.path.realpath(written.target)).parent)
+
+
+def outside(target: Path, words: Iterable[Words], place: Place | None = None) -> list[str]:
+    """Directories of words, and of a dataset, that a reader of a file will have to be told to trust."""
+    home = Path(os.path.realpath(target)).parent
+    held = list(words)
+    linked = [p for p in (place, *(w.whole for w in held)) if p is not None]
+    files = {p.file for p in (*linked, *(s.place for w in held for s in w.sources))}
+    directories = sorted({str(f.parent) for f in files if not f.is_relative_to(home)})
+    return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
+
+
 def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place], str]) -> None:
-    """Link words that are one whole dataset; make a virtual dataset of all others.
+    """Link words that are one whole dataset, plain or virtual; make a virtual dataset of all others.
 
     Parameters
     ----------
@@ -30,25 +48,30 @@ def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place
         How the file of a dataset is called in the master.
     """
     held = [p for p in words.pieces if p.source is not None]
-    only = held[0].source if len(words.pieces) == 1 else None
-    if only is not None and only.dataset.shape == words.shape:
-        group[name] = h5py.ExternalLink(named(only.place), only.place.path)
+    only = held[0].source if len(words.pieces) == 1 and held else None
+    whole = only.place if only is not None and only.dataset.shape == words.shape else words.whole
+    if whole is not None:
+        group[name] = h5py.ExternalLink(named(whole), whole.path)
         return
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     space = h5py.h5s.create_simple(words.shape)
+    known: dict[int, tuple[bytes, bytes]] = {}
     for piece in held:
-        _map(plist, space, piece, named)
+        assert piece.source is not None
+        if id(piece.source) not in known:
+            # A percent sign would stand for the number of a block.
+            place = piece.source.place
+            texts = (text.replace("%", "%%").encode() for text in (named(place), place.path))
+            known[id(piece.source)] = (next(texts), next(texts))
+        _map(plist, space, piece, *known[id(piece.source)])
     h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(words.dtype), space, plist)
 
 
-def _map(plist: h5py.h5p.PropDCID, space: h5py.h5s.SpaceID, piece: Piece, named: Callable[[Place], str]) -> None:
+def _map(plist: h5py.h5p.PropDCID, space: h5py.h5s.SpaceID, piece: Piece, file: bytes, path: bytes) -> None:
     assert piece.source is not None
     target, source = space.copy(), h5py.h5s.create_simple(piece.source.dataset.shape)
     for selection, (start, count) in ((target, piece.box), (source, piece.source_box)):
         selection.select_hyperslab(start, (1,) * len(start), block=count)
-    place = piece.source.place
-    # A percent sign would stand for the number of a block.
-    file, path = (text.replace("%", "%%").encode() for text in (named(place), place.path))
     plist.set_virtual(target, file, path, source)
 
 

@@ -8,14 +8,11 @@ of plain datasets, and each box is read by itself; what no box covers is missing
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -23,6 +20,7 @@ from gaincal.errors import FileError, TrustError
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import STEP, Packed
 from gaincal.kernels.threads import run_all
+from gaincal.nexus.boxes import coverage, remainder
 from gaincal.nexus.dataset import (
     MAX_INFLATION,
     MIN_CHECKED_BYTES,
@@ -32,17 +30,16 @@ from gaincal.nexus.dataset import (
     element_type,
     intersection,
 )
+from gaincal.nexus.mappings import Mapping, mappings
 from gaincal.nexus.packing import Piece, Plan, pack, plan
 from gaincal.nexus.trust import Place, Resolver, reading
 
 Array = npt.NDArray[Any]
 MAX_FRAME_BYTES = 1 << 30
-MAX_MAPPINGS = 200_000
 MAX_NESTING = 4
-MAX_CELLS = 1_000_000
+MIN_SHARED_BYTES = 1 << 20
+"""Below this, handing words to threads takes longer than they do."""
 MAX_RANK = 8
-_PERCENT = re.compile(r"%(.)")
-_UNLIMITED = h5py.h5s.UNLIMITED
 
 
 class Readable(Protocol):
@@ -79,6 +76,8 @@ class Words:
     shape : tuple of int
     dtype : numpy.dtype
         In native byte order.
+    whole : Place or None
+        The one dataset, plain or virtual, that is all of the words.
     pieces : list of Piece
         Where the words lie; of overlapping ones the last holds.
 
@@ -89,9 +88,10 @@ class Words:
     """
 
     pieces: list[Piece]
+    whole: Place | None
 
     def __init__(self, resolver: Resolver, place: Place) -> None:
-        self.place = place
+        self.place = self.whole = place
         self.dtype = element_type(place).newbyteorder("=")
         if self.dtype.kind != "u":
             problem = f"has elements of type {self.dtype.name}; words are unsigned"
@@ -122,7 +122,7 @@ class Words:
             Box of the words, dataset, and box of it; at least one.
         """
         words = cls.__new__(cls)
-        words.place, words.dtype = parts[0][1], dtype
+        words.place, words.whole, words.dtype = parts[0][1], None, dtype
         words._prepare(shape)
         for box, place, source in parts:
             if element_type(place).newbyteorder("=") != dtype:
@@ -139,16 +139,22 @@ class Words:
         self.pieces = []
         self._plans: dict[int, Plan | None] = {}
         self._plain: dict[tuple[Path, int], PlainDataset] = {}
+        self._known: dict[Place, PlainDataset] = {}
+        self._found: dict[tuple[Path, str, str], Place | str] = {}
 
     def _index(self) -> None:
         """Note where the pieces lie, and what none of them covers."""
         self._check_extent()
-        self.pieces = [Piece(box, None, box, "in no file") for box in self._uncovered()] + self.pieces
+        holes, overlapping = coverage(self.shape, *self._boxes(self.pieces))
         # Pieces that overlap must be read one after the other: the last one holds.
-        volumes = sum(int(np.prod(p.box[1], dtype=object)) for p in self.pieces)
-        self._disjoint = volumes == int(np.prod(self.shape, dtype=object))
-        self._starts = np.array([p.box[0] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
-        self._stops = self._starts + np.array([p.box[1] for p in self.pieces], np.int64).reshape(-1, len(self.shape))
+        self._disjoint = not overlapping
+        self.pieces = [Piece(box, None, box, "in no file") for box in holes] + self.pieces
+        self._starts, self._stops = self._boxes(self.pieces)
+
+    def _boxes(self, pieces: Sequence[Piece]) -> tuple[Array, Array]:
+        """Where pieces begin and end: (piece, dim) each."""
+        starts = np.array([p.box[0] for p in pieces], np.int64).reshape(-1, len(self.shape))
+        return starts, starts + np.array([p.box[1] for p in pieces], np.int64).reshape(starts.shape)
 
     @property
     def sources(self) -> list[PlainDataset]:
@@ -194,6 +200,7 @@ class Words:
         missing[...] = True
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
+        threads = threads if words.nbytes >= MIN_SHARED_BYTES else 1
         jobs = [self._jobs(self.pieces[index], wanted, words, missing) for index in touched]
         for piece in [list(chain.from_iterable(jobs))] if self._disjoint else jobs:
             run_all(piece, threads)
@@ -230,27 +237,6 @@ class Words:
                 self._plans[k] = plan(self.pieces[k], self.shape)
         planned = [(self.pieces[k], found) for k in touched if (found := self._plans[k]) is not None]
         return pack(self.shape, planned, first, count, threads) if len(planned) == len(touched) else None
-
-    def _uncovered(self, most: int = 1000) -> list[Box]:
-        """Boxes of a virtual dataset that none of its mappings covers, at most so many."""
-        if len(self.pieces) == 1 and self.pieces[0].box[1] == self.shape:
-            return []
-        boxes = [(p.box[0], tuple(s + n for s, n in zip(*p.box, strict=True))) for p in self.pieces]
-        edges = [sorted({0, n, *(e[axis] for b in boxes for e in b)}) for axis, n in enumerate(self.shape)]
-        if int(np.prod([len(e) for e in edges], dtype=object)) > MAX_CELLS:
-            return []
-        covered = np.zeros([len(e) - 1 for e in edges], bool)
-        places = [{edge: k for k, edge in enumerate(axis)} for axis in edges]
-        for start, stop in boxes:
-            covered[tuple(slice(p[a], p[b]) for p, a, b in zip(places, start, stop, strict=True))] = True
-        cells = np.argwhere(~covered)[:most]
-        return [
-            (
-                tuple(e[k] for e, k in zip(edges, cell, strict=True)),
-                tuple(e[k + 1] - e[k] for e, k in zip(edges, cell, strict=True)),
-            )
-            for cell in cells
-        ]
 
     def _jobs(
         self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_]
@@ -304,79 +290,52 @@ class Words:
             if isinstance(found, str):
                 self.pieces.append(Piece(here, None, here, found))
                 continue
-            place_box = Piece(mapping.target, None, found[1]).source_part(part)
-            self._resolve(resolver, found[0], here, place_box, (*seen, identity))
+            source, whole = found
+            there = Piece(mapping.target, None, whole).source_part(part)
+            held = intersection(there, ((0,) * len(there[0]), source.dataset.shape))
+            for lost in [there] if held is None else remainder(there, held):
+                gap = Piece(here, None, there).part(lost)
+                problem = f"{mapping.file}::{mapping.path} has shape {source.dataset.shape}, too short"
+                self.pieces.append(Piece(gap, None, gap, problem))
+            if held is not None:
+                target = Piece(here, None, there).part(held)
+                self._resolve(resolver, source, target, held, (*seen, identity))
 
     def _source(self, resolver: Resolver, place: Place, mapping: Mapping) -> tuple[Place, Box] | str:
         """The dataset and box behind a mapping, or why there is none."""
+        name = (place.file, mapping.file, mapping.path)
+        if name not in self._found:
+            self._found[name] = self._find(resolver, place, mapping)
+        found = self._found[name]
+        if isinstance(found, str):
+            return found
+        shape = tuple(int(n) for n in found.dataset.shape)
+        box = mapping.source or ((0,) * len(shape), shape)
+        if len(box[0]) != len(shape) or _without_ones(box[1]) != _without_ones(mapping.target[1]):
+            raise found.error(f"of shape {shape} is mapped as {box[1]} onto {mapping.target[1]}", code="source-differs")
+        return found, box
+
+    def _find(self, resolver: Resolver, place: Place, mapping: Mapping) -> Place | str:
+        """The dataset that a mapping names, or why there is none; the same for all mappings that name it."""
         try:
             found = resolver.beside(place, mapping.file, mapping.path)
         except FileError as error:
             if error.code not in ("not-found", "not-hdf5"):
                 raise
             return f"{mapping.file}: {error.problem}"
-        shape = tuple(int(n) for n in found.dataset.shape)
         if element_type(found).newbyteorder("=") != self.dtype:
             problem = f"has elements of type {found.dataset.dtype}, the words are {self.dtype}"
             raise found.error(problem, code="source-differs")
-        box = mapping.source or ((0,) * len(shape), shape)
-        if len(box[0]) != len(shape) or _without_ones(box[1]) != _without_ones(mapping.target[1]):
-            raise found.error(f"of shape {shape} is mapped as {box[1]} onto {mapping.target[1]}", code="source-differs")
-        if any(s + n > m for s, n, m in zip(*box, shape, strict=True)):
-            return f"{mapping.file}::{mapping.path} has shape {shape}, too short"
-        return found, box
+        return found
 
     def _plain_dataset(self, place: Place) -> PlainDataset:
-        if place.identity not in self._plain:
-            self._plain[place.identity] = PlainDataset(place)
-        return self._plain[place.identity]
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One mapping of a virtual dataset; a `source` of None is the whole dataset, whatever its shape."""
-
-    target: Box
-    file: str
-    path: str
-    source: Box | None
-
-
-def mappings(place: Place) -> list[Mapping]:
-    """The mappings of a virtual dataset, each from one box to one box; raises TrustError for any other."""
-    plist = place.dataset.id.get_create_plist()
-    if plist.get_virtual_count() > MAX_MAPPINGS:
-        problem = f"has {plist.get_virtual_count()} mappings, at most {MAX_MAPPINGS} are allowed"
-        raise TrustError(place.file, place.path, problem, code="over-budget")
-    found = []
-    for k in range(plist.get_virtual_count()):
-        file, path = plist.get_virtual_filename(k), plist.get_virtual_dsetname(k)
-        if any(c != "%" for c in _PERCENT.findall(file + "\n" + path)):
-            raise place.error("has sources with numbered names (%b)", code="odd-layout")
-        target = _box(place, plist.get_virtual_vspace(k), place.dataset.shape)
-        source = _box(place, plist.get_virtual_srcspace(k), None)
-        assert target is not None
-        found.append(Mapping(target, file.replace("%%", "%"), path.replace("%%", "%"), source))
-    return found
-
-
-def _box(place: Place, space: Any, shape: tuple[int, ...] | None) -> Box | None:
-    """A selection as one box; None for all of a source whose shape is not stated."""
-    kind = space.get_select_type()
-    if kind == h5py.h5s.SEL_ALL:
-        extent = space.get_simple_extent_dims() or shape
-        return ((0,) * len(extent), tuple(int(n) for n in extent)) if extent else None
-    if kind != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
-        raise place.error("has a mapping that is not one box", code="odd-layout")
-    start, stride, count, block = space.get_regular_hyperslab()
-    if _UNLIMITED in count or _UNLIMITED in block:
-        raise place.error("has a mapping without an end", code="odd-layout")
-    lengths = []
-    for step, n, width in zip(stride, count, block, strict=True):
-        if n != 1 and step != width:
-            raise place.error("has a mapping with gaps", code="odd-layout")
-        lengths.append(int(n * width))
-    return tuple(int(s) for s in start), tuple(lengths)
+        """The dataset at a place, opened once under all of its names."""
+        if place not in self._known:
+            identity = place.identity
+            if identity not in self._plain:
+                self._plain[identity] = PlainDataset(place)
+            self._known[place] = self._plain[identity]
+        return self._known[place]
 
 
 def _without_ones(lengths: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from gaincal.nexus import names
 from gaincal.nexus.fields import (
     MAX_ATTRIBUTE_BYTES,
     MAX_FIELD_BYTES,
+    MIN_CHECKED_FIELD,
     attribute_size,
     attribute_text,
     read_array,
@@ -60,10 +61,14 @@ METADATA: Mapping[str, Known] = MappingProxyType(
         "beam_center_y": Known("", "pixel", False, True, "where the beam hits, along y"),
         "exposure_time": Known("instrument/detector/count_time", "s", False, False, "exposure of a frame"),
         "frame_time": Known("instrument/detector/frame_time", "s", False, False, "period of the frames"),
+        "two_theta": Known("", "deg", False, False, "angle of the detector's arm; with a geometry"),
+        "two_theta_axis": Known("", "", True, False, "axis of this arm in the laboratory: 0,1,0; with a geometry"),
+        "detector_x": Known("", LENGTH, False, False, "shift of the detector along x; with a geometry"),
+        "detector_y": Known("", LENGTH, False, False, "shift of the detector along y; with a geometry"),
         "detector_name": Known("instrument/detector/description", "", True, False, "detector"),
     }
 )
-NOT_BY_FRAME = ("NXdetector_module", "NXdetector_group")
+NOT_BY_FRAME = (names.DETECTOR_MODULE, names.DETECTOR_GROUP)
 GEOMETRY = ("pixel_size", "distance", "beam_center_x", "beam_center_y")
 
 
@@ -203,9 +208,13 @@ def field(group: h5py.Group, path: str, value: Any, units: str | None = None) ->
 
 
 def array_field(group: h5py.Group, name: str, values: Array, compression: str | None = None) -> h5py.Dataset:
-    """Create an array field with a checksum; an empty one can have neither chunks nor a checksum."""
+    """Create an array field with a checksum; an empty one can have neither chunks nor a checksum.
+
+    What is large is not compressed: it could shrink further than a reader, who trusts nobody, believes.
+    """
     if values.size == 0:
         return group.create_dataset(name, data=values)
+    compression = compression if values.nbytes <= MIN_CHECKED_FIELD else None
     return group.create_dataset(name, data=values, chunks=values.shape, compression=compression, fletcher32=True)
 
 
@@ -326,7 +335,7 @@ def copy_tree(
                 if isinstance(member.item, h5py.Dataset):
                     if member.identity in words:
                         continue
-                    cut = None if _class_of(source) in NOT_BY_FRAME else frames
+                    cut = None if _counts_no_frames(source) else frames
                     _copy_attributes(member, target.create_dataset(name, **_contents(member, cut)))
                 elif not isinstance(member.item, h5py.Group):
                     left_out.append(path)  # a committed datatype
@@ -340,8 +349,9 @@ def copy_tree(
     return left_out
 
 
-def _class_of(place: Place) -> str | None:
-    return attribute_text(place, names.NX_CLASS)
+def _counts_no_frames(place: Place) -> bool:
+    """Whether lists in a group have one value for each of other things, however many frames there are."""
+    return place.path.endswith(f"/{names.ACCOUNT_GROUP}") or attribute_text(place, names.NX_CLASS) in NOT_BY_FRAME
 
 
 def _contents(place: Place, frames: tuple[int, int, int] | None) -> dict[str, Any]:

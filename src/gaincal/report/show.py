@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from gaincal.errors import FileError, RequestError
 from gaincal.geometry.panels import Geometry
 from gaincal.nexus import names
-from gaincal.nexus.atomic import atomic_bytes, refuse_existing, refuse_input
+from gaincal.nexus.atomic import refuse_existing, refuse_input, write_bytes
 from gaincal.nexus.geometry_read import read_geometry
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.trust import reading
@@ -118,7 +118,7 @@ def show(
     if target is None:
         _show_windows()
     else:
-        atomic_bytes(Path(target), png(drawn), overwrite)
+        write_bytes(target, png(drawn), overwrite=overwrite)
     laboratory = isinstance(canvas, Laboratory)
     frames = master.calibration.layout.frames
     shown = None if target is None else os.fspath(target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,23 +17,27 @@ from gaincal.formulas.formula import Constant
 from gaincal.formulas.program import Labels
 from gaincal.formulas.units import Unit
 from gaincal.nexus import names
+from gaincal.nexus.arrangement import Arrangement
 from gaincal.nexus.dataset import check_budget
 from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import MAX_CONSTANT_BYTES, MAX_LOADED_BYTES, Provenance
 from gaincal.nexus.slabs import FieldSlabs, slab, slab_places
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.sources import euxfel_constants
-from gaincal.sources.files import Spec, datasets, only, read_npy
+from gaincal.sources.files import Spec, datasets, module_spec, only, read_npy
 
 Array = npt.NDArray[Any]
 _PSI_NAMES = {"pedestal": "/gains", "gain": "/gains", "noise": "/gainsRMS"}
 """PSI calls gains and pedestals alike; what else lies in such a file must be named."""
 _MODULES = ("module", "y", "x")
-_BY_MODULE = re.compile(r"\{module(?::0?([0-9])d?)?\}")
 
 
 def load_constant(
-    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...]
+    spec: Spec,
+    declared: Constant,
+    axes: tuple[str, ...],
+    pixels: tuple[int, ...],
+    lies: Arrangement | None = None,
 ) -> tuple[ConstantMap, Provenance]:
     """Read a constant from an HDF5, NumPy or PSI ``.bin`` file, or one of them per module.
 
@@ -50,6 +53,9 @@ def load_constant(
         Its named axes.
     pixels : tuple of int
         Shape of a frame.
+    lies : Arrangement, optional
+        How modules lie in a frame, if that is known: then a constant of stacked modules, or one per module,
+        also serves for frames that are one image.
 
     Returns
     -------
@@ -62,7 +68,9 @@ def load_constant(
     FileError
         If the file does not hold such a constant.
     """
-    if _BY_MODULE.search(f"{spec.file}{spec.path or ''}"):
+    if lies is not None and lies.in_one_image:
+        return _load_arranged(spec, declared, axes, pixels, lies)
+    if spec.names_modules:
         whole, how, found, note = _read_modules(spec, declared, axes, pixels)
         return ConstantMap(whole, found), Provenance(spec.file.name, how, _newest(spec, pixels), note)
     values, how, labels = _read_file(spec, declared, axes, pixels)
@@ -75,6 +83,24 @@ def load_constant(
         raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
     counted = tuple(tuple(range(n)) for n in values.shape[: len(axes)])
     return ConstantMap(values, labels or counted), Provenance(spec.file.name, how, _modified(spec.file))
+
+
+def _load_arranged(
+    spec: Spec, declared: Constant, axes: tuple[str, ...], pixels: tuple[int, ...], lies: Arrangement
+) -> tuple[ConstantMap, Provenance]:
+    """A constant for frames that are one image: as one image itself, or of modules, which are put into one."""
+    stacked = replace(declared, dims=(*declared.dims[: len(axes)], *_MODULES))
+    if not spec.names_modules:
+        values, how, labels = _read_file(spec, stacked, axes, lies.stack)
+        if values.shape[len(axes) :] == pixels:
+            counted = tuple(tuple(range(n)) for n in values.shape[: len(axes)])
+            return ConstantMap(values, labels or counted), Provenance(spec.file.name, how, _modified(spec.file))
+    loaded, provenance = load_constant(spec, stacked, axes, lies.stack)
+    if not isinstance(loaded.values, np.ndarray):
+        problem = f"has shape {loaded.values.shape}, too large to be put into images of {pixels}"
+        raise FileError(spec.file, spec.path or "", problem, "assemble the modules stacked", code="wrong-shape")
+    fill = np.nan if loaded.values.dtype.kind == "f" else 0  # there are no pixels that would need it
+    return replace(loaded, values=lies.arranged(loaded.values, fill)), provenance
 
 
 def _stacked(shape: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
@@ -97,7 +123,7 @@ def _read_modules(
     """A constant of which every module has its own file or dataset; NaN for modules without a file."""
     if len(pixels) != len(_MODULES) or _MODULES[0] not in declared.dims:
         raise FileError(spec.file, spec.path or "", "names modules, but the frames have none", code="wrong-shape")
-    specs = {m: Spec(Path(_named(str(spec.file), m)), spec.path and _named(spec.path, m)) for m in range(pixels[0])}
+    specs = {m: module_spec(spec, m) for m in range(pixels[0])}
     there = {m: s for m, s in specs.items() if s.file.exists()}
     if not there:
         raise FileError(specs[0].file, "", "cannot be opened, nor that of any other module", code="not-found")
@@ -131,13 +157,8 @@ def _room(spec: Spec, values: Array | Slabs, modules: int, lacking: bool) -> Arr
     return np.full(shape, np.nan, values.dtype)
 
 
-def _named(text: str, module: int) -> str:
-    """A name with the number of a module in place of ``{module}``."""
-    return _BY_MODULE.sub(lambda match: str(module).zfill(int(match[1] or 0)), text)
-
-
 def _newest(spec: Spec, pixels: tuple[int, ...]) -> str:
-    files = (Path(_named(str(spec.file), module)) for module in range(pixels[0]))
+    files = (module_spec(spec, module).file for module in range(pixels[0]))
     return max(_modified(file) for file in files if file.exists())
 
 

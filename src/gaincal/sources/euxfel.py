@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,30 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
+from gaincal.nexus.arrangement import STACKED, Arrangement
 from gaincal.nexus.trust import MAX_FILES, TRUST_VARIABLE, Resolver, reading
-from gaincal.sources.euxfel_files import Family, Source, Stretch, read_stretch, sources
-from gaincal.sources.euxfel_match import Module, matched
-from gaincal.sources.run import Part, RawRun, RawWords
+from gaincal.sources.euxfel_files import Family, Source, read_stretch, sources
+from gaincal.sources.matching import Matched, Module, Rule, Stretch, map_words, match
+from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
+UNION = Rule()
 FILE_NAME = re.compile(r"[A-Z]+-R\d+-.+-S\d+\.h5")
-MAX_PARTS = 100_000
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a run, and what the user named: the file itself, or a folder that holds it."""
+
+    named: Path
+    path: Path
 
 
 @dataclass(frozen=True)
 class _Survey:
     """Which detectors there are, and in which files; what cannot be opened."""
 
-    detectors: Mapping[str, list[tuple[Path, Source]]]
+    detectors: Mapping[str, list[tuple[_File, Source]]]
     unreadable: list[FileError]
 
 
@@ -51,28 +60,50 @@ def recognise(path: Path, inside: str | None = None) -> RawRun | None:
     FileError
         If a file of the run is not what it should be, or the detector is not clear.
     """
-    survey = _survey(path)
+    return recognise_files([path], inside)
+
+
+def recognise_files(
+    paths: Sequence[Path], inside: str | None = None, rule: Rule = UNION, layout: str = STACKED, gap: int = 0
+) -> RawRun | None:
+    """What files of a run of the European XFEL hold of a detector, matched by a rule: see `recognise`.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Files, or the folder of a run; at least one.
+    inside : str, optional
+    rule : Rule
+    layout, gap : str, int
+        See `Arrangement`.
+    """
+    survey = _survey(paths)
     if survey is None:
         return None
+    path = paths[0]
     name = _chosen(path, survey.detectors, inside)
     found = survey.detectors[name]
     families = {source.family.name: source.family for _, source in found}
     if len(families) > 1:
         raise FileError(path, name, f"is written like {' and '.join(sorted(families))}", code="ambiguous")
-    stretches = [s for file, source in found for s in _read(path, file, source)]
+    stretches = [s for file, source in found for s in _read(file, source)]
     notes = [f"left out, cannot be opened: {Path(e.file).name}: {e.problem}" for e in survey.unreadable]
     (family,) = families.values()
-    return _run(path, name, family, stretches, sorted({source.number for _, source in found}), notes)
+    order = _order(path, family, name, sorted({source.number for _, source in found}))
+    if not any(len(s.entry) for s in stretches):
+        raise FileError(path, name, "has no frame in this run", code="not-words")
+    matched = match(stretches, rule, f"module {{}} of {name}")
+    return _run(path, name, family, matched, order, Arrangement(len(order), family.pixels, layout, gap), notes)
 
 
-def _survey(path: Path) -> _Survey | None:
+def _survey(paths: Sequence[Path]) -> _Survey | None:
     """Look into all files of a run."""
-    detectors: dict[str, list[tuple[Path, Source]]] = {}
+    detectors: dict[str, list[tuple[_File, Source]]] = {}
     unreadable: list[FileError] = []
     recognised = False
-    for file in _files(path):
+    for file in (f for path in paths for f in _files(path)):
         try:
-            with _opened(path, file) as resolver, reading(file):
+            with _opened(file) as resolver, reading(file.path):
                 found = sources(resolver)
         except FileError as error:
             if error.code not in ("not-hdf5", "not-found"):
@@ -82,33 +113,33 @@ def _survey(path: Path) -> _Survey | None:
         recognised |= found is not None
         for source in found or ():
             detectors.setdefault(source.detector, []).append((file, source))
-    if not recognised and unreadable and path.is_dir():
+    if not recognised and unreadable and paths[0].is_dir():
         raise unreadable[0]
     return _Survey(detectors, unreadable) if recognised else None
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path) -> list[_File]:
     """The file itself, or the files of a folder that are named as the facility names them."""
     if not path.is_dir():
-        return [path] if path.is_file() else []
+        return [_File(path, path)] if path.is_file() else []
     with reading(path):
         files = sorted(f for f in path.iterdir() if FILE_NAME.fullmatch(f.name))
     if len(files) > MAX_FILES:
         raise TrustError(path, "", f"holds more than {MAX_FILES} files", code="too-many-files")
-    return files
+    return [_File(path, file) for file in files]
 
 
-def _opened(path: Path, file: Path) -> Resolver:
+def _opened(file: _File) -> Resolver:
     """Open a file of a run, if no symbolic link leads out of the folder to what nobody trusts."""
-    resolver = Resolver(file)
-    home = Path(os.path.realpath(path if path.is_dir() else path.parent))
+    resolver = Resolver(file.path)
+    home = Path(os.path.realpath(file.named))
     # The first root is the directory of the file itself, wherever a link has led.
-    if path.is_file() or any(resolver.master.is_relative_to(root) for root in (home, *resolver.roots[1:])):
+    if file.named == file.path or any(resolver.master.is_relative_to(root) for root in (home, *resolver.roots[1:])):
         return resolver
     resolver.close()
     problem = f"leads to {resolver.master}, outside the folder of the run"
     raise TrustError(
-        file, "", problem, f"if you trust it: {TRUST_VARIABLE}={resolver.master.parent}", code="foreign-file"
+        file.path, "", problem, f"if you trust it: {TRUST_VARIABLE}={resolver.master.parent}", code="foreign-file"
     )
 
 
@@ -125,36 +156,50 @@ def _chosen(path: Path, detectors: Iterable[str], inside: str | None) -> str:
     raise FileError(path, "", problem, f"name one: {path}::{names[0]}" if names else "", code="ambiguous")
 
 
-def _read(path: Path, file: Path, source: Source) -> Iterator[Stretch]:
-    with _opened(path, file) as resolver, reading(file):
+def _read(file: _File, source: Source) -> Iterator[Stretch]:
+    with _opened(file) as resolver, reading(file.path):
         stretch = read_stretch(resolver, source)
     if stretch is not None:
         yield stretch
 
 
 def _run(
-    path: Path, name: str, family: Family, stretches: list[Stretch], numbers: list[int], notes: list[str]
+    path: Path,
+    name: str,
+    family: Family,
+    matched: Matched,
+    order: list[int],
+    lies: Arrangement,
+    notes: list[str],
 ) -> RawRun:
     """Put the modules together."""
-    order = _order(path, family, name, numbers)
-    trains, seconds, modules = matched(stretches)
-    if not len(trains):
-        raise FileError(path, name, "has no frame in this run", code="not-words")
+    trains, seconds = matched.ids
+    modules = matched.modules
     present = sum(len(m.at) > 0 for m in modules.values())
     what = f"{present} of {len(order)} modules, {len(trains)} frames of {len(np.unique(trains))} trains"
+    dtypes = {word: np.dtype(kind) for word, (_, kind, _) in family.words.items()}
+    by_place = {order.index(number): module for number, module in modules.items()}
     return RawRun(
         kind="euxfel",
         description=f"European XFEL run with {family.name} {name}: {what}",
         detector=name,
         formula=family.formula,
         frames=len(trains),
-        pixels=(len(order), *family.pixels) if len(order) > 1 else family.pixels,
-        words=_words(path, name, family, order, modules),
-        inputs={"cell": _cells(family, order, modules, len(trains))} if family.cell else {},
+        pixels=lies.shape,
+        words=map_words(str(path), name, lies, dtypes, by_place),
+        inputs={"cell": _cells(family, order, matched, lies)} if family.cell else {},
         ids={"train_id": trains, family.second: seconds},
-        files=tuple(sorted({file for s in stretches for file, _ in s.places.values()})),
+        files=tuple(sorted({p.file for m in modules.values() for s in m.stretches for p in s.places.values()})),
         notes=(*notes, *_notes(order, modules, len(trains))),
+        lies=lies,
+        account=matched.account(f"train_id, {family.second}", {n: ("", _problem(modules.get(n))) for n in order}),
     )
+
+
+def _problem(module: Module | None) -> str:
+    if module is None:
+        return "absent"
+    return f"{module.unusable} frames were not received" if module.unusable else ""
 
 
 def _order(path: Path, family: Family, name: str, numbers: list[int]) -> list[int]:
@@ -168,30 +213,16 @@ def _order(path: Path, family: Family, name: str, numbers: list[int]) -> list[in
     return numbers
 
 
-def _words(
-    path: Path, name: str, family: Family, order: list[int], modules: Mapping[int, Module]
-) -> dict[str, RawWords]:
-    """Where all words lie."""
-    total = sum(len(m.runs[0]) for m in modules.values())
-    if total > MAX_PARTS:
-        problem = f"lies in {total} pieces, more than {MAX_PARTS}"
-        raise FileError(path, name, problem, "are its frames out of order?", code="over-budget")
-    words = {}
-    for word, (_, kind, plane) in family.words.items():
-        parts: list[Part] = []
-        for number, module in modules.items():
-            where = (order.index(number),) if len(order) > 1 else ()
-            parts += module.parts(word, plane, family.pixels, where)
-        words[word] = RawWords(np.dtype(kind), tuple(parts))
-    return words
-
-
-def _cells(family: Family, order: list[int], modules: Mapping[int, Module], frames: int) -> Array:
-    """Memory cells (frame, module), or (frame,) for one module."""
-    cells = np.full((frames, len(order)), family.no_cell, np.uint16 if family.planes else np.uint8)
-    for number, module in modules.items():
+def _cells(family: Family, order: list[int], matched: Matched, lies: Arrangement) -> Array:
+    """Memory cells (frame, module), or (frame,) for one module, and for modules of one image that agree."""
+    cells = np.full((matched.frames, len(order)), family.no_cell, np.uint16 if family.planes else np.uint8)
+    for number, module in matched.modules.items():
         cells[module.at, order.index(number)] = module.column("cell")
-    return cells if len(order) > 1 else cells[:, 0]
+    if not lies.in_one_image:
+        return cells if len(order) > 1 else cells[:, 0]
+    known = cells != family.no_cell
+    first = np.take_along_axis(cells, known.argmax(axis=1)[:, None], axis=1)
+    return first[:, 0] if ((cells == first) | ~known).all() else cells
 
 
 def _notes(order: list[int], modules: Mapping[int, Module], frames: int) -> Iterator[str]:
@@ -202,8 +233,9 @@ def _notes(order: list[int], modules: Mapping[int, Module], frames: int) -> Iter
         yield f"absent modules: {_listed(absent)}"
     counts = {
         "frames that modules lack": {n: frames - count for n, count in recorded.items() if count},
-        "frames recorded again, of which the first is kept": {n: m.repeated for n, m in modules.items()},
-        "frames left out, which no module received": {n: m.unreceived for n, m in modules.items()},
+        "frames recorded again, of which the first is kept": {n: m.duplicate for n, m in modules.items()},
+        "frames left out, which were not received": {n: m.unusable for n, m in modules.items()},
+        "frames left out, which too few modules have": {n: m.lonely for n, m in modules.items()},
         "entries of another train than INDEX says, which is believed": {
             n: sum(s.doubtful for s in m.stretches) for n, m in modules.items()
         },

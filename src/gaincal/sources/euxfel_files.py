@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import h5py
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from gaincal.nexus.dataset import element_type
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.trust import Place, Resolver
+from gaincal.sources.matching import Store, Stretch
 
 Array = npt.NDArray[Any]
 MAX_FIELD_BYTES = 256 << 20
@@ -98,34 +98,6 @@ class Source:
     path: str
 
 
-@dataclass(frozen=True)
-class Stretch:
-    """The frames of a source as they were recorded, one after the other.
-
-    Parameters
-    ----------
-    number : int
-    places : mapping of str to (Path, str)
-    train, second : ndarray (frame,)
-        What identifies the frames: train, and pulse or place in the train.
-    entry, inner : ndarray (frame,)
-        Where they lie: index of the entry, and place in it.
-    cell, received : ndarray (frame,)
-    doubtful : int
-        Entries with another train than INDEX says.
-    """
-
-    number: int
-    places: Mapping[str, tuple[Path, str]]
-    train: Array
-    second: Array
-    entry: Array
-    inner: Array
-    cell: Array
-    received: Array
-    doubtful: int
-
-
 def sources(resolver: Resolver) -> list[Source] | None:
     """The modules in a file, None if the European XFEL did not write it."""
     # METADATA lists them too, but as chunked text of variable length, which is not read from untrusted files.
@@ -161,13 +133,13 @@ def read_stretch(resolver: Resolver, source: Source) -> Stretch | None:
     if np.any(first > stored) or np.any(count > stored - first) or count.sum(dtype=float) > stored:
         problem = f"points to more entries than the {stored} that {group.path} holds"
         raise index.error(problem, "is the file complete?", code="wrong-shape")
-    places = {name: (place.file, place.path) for name, place in words.items()}
+    planes = {name: plane for name, (_, _, plane) in family.words.items()}
+    corner = (0,) * len(family.pixels)
+    places = {n: Store(p.file, p.path, corner, family.pixels, planes[n]) for n, p in words.items()}
     return _expanded(source, places, fields, trains, first.astype(np.int64), count.astype(np.int64))
 
 
-def _expanded(
-    source: Source, places: Mapping[str, tuple[Path, str]], fields: Mapping[str, Array], *index: Array
-) -> Stretch:
+def _expanded(source: Source, places: Mapping[str, Store], fields: Mapping[str, Array], *index: Array) -> Stretch:
     """The frames that INDEX names, one after the other."""
     trains, first, count = index
     train = np.repeat(trains, count)
@@ -175,14 +147,18 @@ def _expanded(
     doubtful = int(np.count_nonzero(fields["trainId"][entry] != train)) if "trainId" in fields else 0
     family = source.family
     if family.received is None:
-        inner, received = np.broadcast_to(np.uint16(0), len(train)), np.broadcast_to(True, len(train))
+        inner, usable = np.broadcast_to(np.uint16(0), len(train)), np.broadcast_to(True, len(train))
         cell = fields[family.cell][entry] if family.cell else inner
-        return Stretch(source.number, places, train, fields["pulseId"][entry], entry, inner, cell, received, doubtful)
-    name, missing = family.received
-    state = fields[name][entry]
-    inner = np.tile(np.arange(state.shape[1], dtype=np.uint16), len(entry))
-    train, entry, state = np.repeat(train, state.shape[1]), np.repeat(entry, state.shape[1]), state.reshape(-1)
-    return Stretch(source.number, places, train, inner, entry, inner, state, state != missing, doubtful)
+        second = fields["pulseId"][entry]
+    else:
+        name, missing = family.received
+        state = fields[name][entry]
+        second = inner = np.tile(np.arange(state.shape[1], dtype=np.uint16), len(entry))
+        train, entry, cell = np.repeat(train, state.shape[1]), np.repeat(entry, state.shape[1]), state.reshape(-1)
+        usable = cell != missing
+    file = next(iter(places.values())).file.name
+    columns = {"cell": cell}
+    return Stretch(source.number, places, (train, second), entry, inner, usable, columns, doubtful, file)
 
 
 def _words(resolver: Resolver, group: Place, family: Family, field: str, kind: str, _: int) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from gaincal.nexus.trust import Place, Resolver, reading
 Array = npt.NDArray[Any]
 SEPARATOR = "::"
 NPY_MAGIC = b"\x93NUMPY"
+BY_MODULE = re.compile(r"\{module(?::0?([0-9])d?)?\}")
 MAX_SEARCHED = 2000
 MAX_DEPTH = 12
 
@@ -35,6 +37,20 @@ class Spec:
         """Split ``FILE[::/path]``."""
         file, separator, path = text.partition(SEPARATOR)
         return cls(Path(file), path if separator else None)
+
+    @property
+    def names_modules(self) -> bool:
+        """Whether ``{module}`` or ``{module:02d}`` stands in it for the number of a module."""
+        return BY_MODULE.search(f"{self.file}{self.path or ''}") is not None
+
+
+def module_spec(spec: Spec, module: int) -> Spec:
+    """A spec with the number of a module in place of ``{module}``."""
+
+    def named(text: str) -> str:
+        return BY_MODULE.sub(lambda match: str(module).zfill(int(match[1] or 0)), text)
+
+    return Spec(Path(named(str(spec.file))), spec.path and named(spec.path))
 
 
 def find_words(resolver: Resolver, path: str | None, rank: int) -> Place:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
@@ -17,6 +18,7 @@ from gaincal.formulas import catalog
 from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
+from gaincal.nexus.arrangement import Arrangement
 from gaincal.nexus.fields import attribute_text, read_array
 from gaincal.nexus.group import Provenance
 from gaincal.nexus.read import descend, read_ids
@@ -34,6 +36,8 @@ from gaincal.sources.run import RawRun
 Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | Array
 PHOTON_ENERGY, WAVELENGTH = names.PHOTON_ENERGY, "wavelength"
+ID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+RESERVED_VARIABLES = ("flags", "stage")
 BEAM_UNITS = {
     "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
     "incident_energy": {"keV": 1.0, "eV": 1e-3},
@@ -63,13 +67,15 @@ def find_readers(
 ) -> tuple[Place | None, dict[str, Readable]]:
     """What reads the words, and the dataset that has them where it is only one."""
     if run is not None:
-        lacking = [
-            i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims) and i.name not in run.words
-        ]
+        found = readers(run, resolver)
+        wanted = [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
+        if len(wanted) == len(found) == 1:  # whatever either is called
+            return None, {wanted[0]: next(iter(found.values()))}
+        lacking = [name for name in wanted if name not in found]
         if lacking:
             listed = ", ".join(run.words)
             raise RequestError(f"formula '{formula.name}' takes words {', '.join(lacking)}; the run has {listed}")
-        return None, readers(run, resolver)
+        return None, found
     place = find_words(resolver, spec.path, 1 + len(formula.checked.pixel_dims))
     return place, {_words_input(formula): Words(resolver, place)}
 
@@ -125,7 +131,7 @@ def stated_inputs(
 
 
 def load_constants(
-    formula: Formula, given: Mapping[str, Source], layout: RawLayout
+    formula: Formula, given: Mapping[str, Source], layout: RawLayout, lies: Arrangement | None = None
 ) -> tuple[dict[str, ConstantMap], dict[str, Provenance]]:
     """The constants that a user names or gives, and where they came from."""
     declared = {c.name: c for c in formula.constants}
@@ -142,7 +148,7 @@ def load_constants(
             provenance[name] = Provenance("memory", "array", _now())
         else:
             spec = Spec.parse(os.fspath(source))
-            loaded[name], provenance[name] = load_constant(spec, declared[name], axes, layout.pixels)
+            loaded[name], provenance[name] = load_constant(spec, declared[name], axes, layout.pixels, lies)
     return loaded, provenance
 
 
@@ -160,10 +166,11 @@ def find_mask(
     resolver: Resolver,
     template: Place | None,
     layout: RawLayout,
+    lies: Arrangement | None = None,
 ) -> Translation | None:
-    """The pixel mask that is named, else the one that the raw file brings along."""
+    """The pixel mask that is named, else the one that the raw file brings along, else that of rows without pixels."""
     if mask is not None:
-        return read_mask(Spec.parse(os.fspath(mask)), layout.pixels, convention)
+        return read_mask(Spec.parse(os.fspath(mask)), layout.pixels, convention, lies)
     if convention is not None:
         raise RequestError("mask_bits says whose bits a mask has: name the mask, too")
     for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
@@ -171,7 +178,8 @@ def find_mask(
         values = read_array(place) if place else None
         if place and values is not None and values.shape == layout.pixels and values.dtype.kind in "iu":
             return translate(values, NXMX, file=place.file, place=place.path)
-    return None
+    gaps = lies.mask if lies is not None else None
+    return None if gaps is None else translate(gaps, NXMX, file=resolver.named, place="")
 
 
 def _now() -> str:
@@ -184,6 +192,22 @@ def existing_ids(resolver: Resolver, template: Place | None, layout: RawLayout) 
     for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
         found |= read_ids(resolver, detector, layout.frames)
     return found
+
+
+def taken_names(formula: Formula) -> set[str]:
+    """Names that ids cannot have beside a formula."""
+    taken = {*RESERVED_VARIABLES, *(o.name for o in formula.outputs)}
+    return taken | {*(i.name for i in formula.inputs), *formula.checked.pixel_dims}
+
+
+def check_ids(ids: Iterable[str], taken: Iterable[str]) -> None:
+    """Refuse names of ids that are none, or that something else has; raises RequestError."""
+    reserved = {names.RAW_FIELD, FRAME, *taken}
+    for name in ids:
+        if not ID_NAME.fullmatch(name) or name in reserved:
+            raise RequestError(
+                f"ids cannot be called '{name}': a letter, then letters, digits and _, and no name in use"
+            )
 
 
 def find_template(resolver: Resolver) -> Place | None:
@@ -211,7 +235,7 @@ def split_settings(
         metadata.setdefault(WAVELENGTH, names.KEV_ANGSTROM / _positive(PHOTON_ENERGY, values[PHOTON_ENERGY]))
     elif PHOTON_ENERGY in scalars:
         known = metadata.get(WAVELENGTH)
-        energy = _stated_energy(resolver, template) if known is None else None
+        energy = stated_energy(resolver, template) if known is None else None
         if known is not None:
             energy = np.array(names.KEV_ANGSTROM / _positive(WAVELENGTH, float(known)))
         if energy is not None:
@@ -225,7 +249,7 @@ def _positive(name: str, value: float) -> float:
     return value
 
 
-def _stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
+def stated_energy(resolver: Resolver, template: Place | None) -> Array | None:
     """Photon energy in keV from the beam of the raw file's entry, if it is stated in a unit we know."""
     for beam in descend(resolver, template, names.INSTRUMENT, "NXbeam"):
         for name, scales in BEAM_UNITS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import h5py
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from gaincal.errors import FileError
 from gaincal.nexus import names
+from gaincal.nexus.arrangement import Arrangement
 from gaincal.nexus.fields import MAX_FIELD_BYTES, read_array
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.sources import euxfel_constants
@@ -24,7 +26,9 @@ NOT_A_PIXEL_MASK = (
 )
 
 
-def read_mask(spec: Spec, pixels: tuple[int, ...], convention: str | None = None) -> Translation:
+def read_mask(
+    spec: Spec, pixels: tuple[int, ...], convention: str | None = None, lies: Arrangement | None = None
+) -> Translation:
     """Read a bad-pixel mask, and translate it to the bits of NXmx.
 
     Parameters
@@ -36,6 +40,8 @@ def read_mask(spec: Spec, pixels: tuple[int, ...], convention: str | None = None
     convention : str, optional
         Whose bits they are (`mask_bits.conventions`); else a boolean mask (true: bad) sets the bit 'user', and
         an integer mask must use the bits that NXmx defines.
+    lies : Arrangement, optional
+        How modules lie in a frame, if that is known: then the mask may also be one of stacked modules.
 
     Raises
     ------
@@ -44,33 +50,40 @@ def read_mask(spec: Spec, pixels: tuple[int, ...], convention: str | None = None
     FileError
         If the shape is another, or bits are set that the convention does not define.
     """
-    values = _mask_values(spec, pixels)
+    lies = lies if lies is not None and lies.in_one_image else None
+    values = _mask_values(spec, pixels, pixels if lies is None else lies.stack)
+    if values.shape != pixels and lies is not None:
+        values = lies.arranged(values.reshape(lies.stack))
     default = BOOLEAN if values.dtype.kind == "b" else NXMX
-    return translate(values, convention or default, file=spec.file, place=spec.path or "")
+    translated = translate(values.reshape(pixels), convention or default, file=spec.file, place=spec.path or "")
+    gaps = None if lies is None else lies.mask
+    return translated if gaps is None else replace(translated, mask=translated.mask | gaps)
 
 
-def _mask_values(spec: Spec, pixels: tuple[int, ...]) -> Array:
+def _mask_values(spec: Spec, pixels: tuple[int, ...], stack: tuple[int, ...]) -> Array:
     if spec.file.suffix == ".npy":
         values = read_npy(spec.file)
-        _check_mask_shape(spec, values, pixels)
+        _check_mask_shape(spec, values, pixels, stack)
     else:
         with Resolver(spec.file) as resolver, reading(spec.file):
             place = resolver.get(spec.path or f"/{names.PIXEL_MASK}")
             if euxfel_constants.DIMS in place.dataset.attrs:
-                values = _mask_by_axes(spec, place, pixels)
+                values = _mask_by_axes(spec, place, stack)
             else:
-                _check_mask_shape(spec, place.dataset, pixels)
+                _check_mask_shape(spec, place.dataset, pixels, stack)
                 # Masks of 64 bits per pixel can be larger than other fields.
                 values = read_array(place, max(MAX_FIELD_BYTES, 8 * int(np.prod(pixels))))
     if values.dtype.kind not in "biu":
         problem = f"is {values.dtype}{values.shape}, no mask; the frames are {pixels}"
         raise FileError(spec.file, spec.path or "", problem, code="wrong-shape")
-    return values.reshape(pixels)
+    return values
 
 
-def _check_mask_shape(spec: Spec, values: Array | h5py.Dataset, pixels: tuple[int, ...]) -> None:
-    stacked = (pixels[0] * pixels[1], pixels[2]) if len(pixels) == MODULE_RANK else pixels
-    if values.shape in (pixels, stacked):
+def _check_mask_shape(
+    spec: Spec, values: Array | h5py.Dataset, pixels: tuple[int, ...], stack: tuple[int, ...]
+) -> None:
+    below = (stack[0] * stack[1], stack[2]) if len(stack) == MODULE_RANK else stack
+    if values.shape in (pixels, stack, below):
         return
     problem = f"has shape {values.shape}, the frames are {pixels}"
     remedy = NOT_A_PIXEL_MASK if values.shape and len(values.shape) > len(pixels) else ""

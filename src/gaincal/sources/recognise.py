@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gaincal.errors import FileError, RequestError
 from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Readable, Words
-from gaincal.sources import arrays, euxfel, slsdet, swissfel
+from gaincal.sources import arrays, assembled, euxfel, slsdet, swissfel
 from gaincal.sources.run import RawRun, RawWords
 
 Array = npt.NDArray[Any]
@@ -21,6 +21,7 @@ AUTO, PLAIN = "auto", "plain"
 SOURCES: MappingProxyType[str, Callable[[Path, str | None], RawRun | None]] = MappingProxyType(
     {
         "arrays": arrays.recognise,
+        "assembled": assembled.recognise,
         "euxfel": euxfel.recognise,
         "slsdet": lambda path, inside: slsdet.recognise(path) if inside is None else None,
         "swissfel": swissfel.recognise,
@@ -86,8 +87,16 @@ def _reader(words: RawWords, shape: tuple[int, ...], resolver: Resolver) -> Read
     if words.read is not None:
         return FrameReader(shape, words)
     start = resolver.get("/")
-    parts = [(p.target, resolver.beside(start, str(p.file), p.path), p.source) for p in words.parts]
-    return Words.of_parts(resolver, shape, words.dtype, parts)
+    named = {(p.file, p.path) for p in words.parts}
+    places = {(file, path): resolver.beside(start, str(file), path) for file, path in named}
+    if len(words.parts) == 1:
+        (place,) = places.values()
+        (part,) = words.parts
+        if place.dataset.shape == part.target[1] == part.source[1] == shape:
+            return Words(resolver, place)
+    return Words.of_parts(
+        resolver, shape, words.dtype, [(p.target, places[p.file, p.path], p.source) for p in words.parts]
+    )
 
 
 class FrameReader:

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.nexus.account import Account
+from gaincal.nexus.arrangement import Arrangement
+from gaincal.nexus.dataset import Box
+
 Array = npt.NDArray[Any]
 CHIP = 256
 """Rows and columns of a chip of JUNGFRAU."""
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""First index and length along every dim."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class RawRun:
         All files that were read.
     notes : tuple of str
         What the user should know: modules that are absent, frames marked bad ...
+    lies : Arrangement, optional
+        How modules lie in a frame, where the frames were put together here.
+    account : Account, optional
+        What became of all that the modules recorded, where their frames were matched here.
     """
 
     kind: str
@@ -101,6 +107,8 @@ class RawRun:
     ids: Mapping[str, Array] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    lies: Arrangement | None = None
+    account: Account | None = None
 
 
 def by_frame(values: Array) -> Array:

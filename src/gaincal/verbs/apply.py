@@ -17,7 +17,7 @@ from gaincal.formulas.program import RESERVED_FLAGS, Program
 from gaincal.kernels.results import Tally
 from gaincal.kernels.threads import available_threads
 from gaincal.nexus import names
-from gaincal.nexus.atomic import AtomicFile, atomic_output, atomic_text, refuse_existing, refuse_input
+from gaincal.nexus.atomic import AtomicFile, atomic_output, refuse_existing, refuse_input, write_text
 from gaincal.nexus.described import copy_entry, write_mask, write_range
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.frames import Progress, frames_at_once, write_frames
@@ -241,7 +241,7 @@ def write_whole(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applie
     refuse_existing(second, overwrite)
     applied = write_applied(work, target, overwrite, fill)
     frames = (work.count, *work.stored)
-    atomic_text(second, settings(reader, work.master, work.program, target, frames), overwrite)
+    write_text(second, settings(reader, work.master, work.program, target, frames), overwrite=overwrite)
     return replace(applied, settings=second)
 
 

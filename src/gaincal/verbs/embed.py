@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from gaincal.calibration import Calibration, RawLayout, bind
 from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
-from gaincal.formulas.checks import FRAME
 from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
@@ -28,6 +26,7 @@ from gaincal.nexus.write import parse_number
 from gaincal.sources.files import Spec, load_numbers
 from gaincal.sources.gather import (
     Source,
+    check_ids,
     existing_ids,
     find_mask,
     find_readers,
@@ -39,13 +38,13 @@ from gaincal.sources.gather import (
     stated_inputs,
     stated_scaling,
     suggested_formula,
+    taken_names,
     told,
 )
+from gaincal.sources.geometry import find_geometry
 from gaincal.sources.recognise import AUTO, recognise
 
 Array = npt.NDArray[Any]
-ID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-RESERVED_VARIABLES = ("flags", "stage")
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,7 @@ def embed(
     mask: str | os.PathLike[str] | None = None,
     mask_bits: str | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
+    geometry: str | os.PathLike[str] | None = None,
     source: str = AUTO,
     copy_raw: bool = False,
     in_place: bool = False,
@@ -112,6 +112,8 @@ def embed(
         Whose bits the mask has, if they are not NXmx's: ``euxfel``, ``psi``, ``lcls`` ...
     ids : mapping of str to str or path, optional
         Numbers that identify the frames: pulse_id, timestamp ...
+    geometry : str or path, optional
+        CrystFEL's ``.geom`` file of the detector.
     source : str
         Which facility wrote the run; ``auto`` finds out, ``plain`` takes a dataset as it is.
     copy_raw : bool
@@ -147,28 +149,44 @@ def embed(
         given = recorded_inputs(chosen, run)
         constants, settings = _with_plain_constants(chosen, constants, settings or {})
         stated, metadata = split_settings(chosen, settings, resolver, template)
+        placed = find_geometry(geometry, metadata, layout)
         given |= stated | stated_inputs(chosen, inputs or {}, layout)
-        translated = find_mask(mask, mask_bits, resolver, template, layout)
-        bad = translated.mask if translated else None
-        loaded, provenance = load_constants(chosen, constants, layout)
+        lies = run.lies if run else None
+        translated = find_mask(mask, mask_bits, resolver, template, layout, lies)
+        bad = placed.masked(translated.mask if translated else None)
+        loaded, provenance = load_constants(chosen, constants, layout, lies)
         for name, (constant, origin) in stated_scaling(resolver, template, chosen, layout).items():
             loaded.setdefault(name, constant)
             provenance.setdefault(name, origin)
         calibration = _bound(chosen, layout, words, given, bad, loaded)
-        _check_ids(chosen, ids or {})
+        check_ids(ids or {}, taken_names(chosen))
         numbers = {n: load_numbers(Spec.parse(os.fspath(s)), (layout.frames,)) for n, s in (ids or {}).items()}
         if not in_place:
             read = [*resolver.opened, *(run.files if run else ())]
-            refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {})])
+            refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {}, geometry)])
         numbers = existing_ids(resolver, template, layout) | dict(run.ids if run else {}) | numbers
-        content = Content(place, words, calibration, loaded, provenance, given, metadata, bad, numbers)
+        content = Content(
+            place,
+            words,
+            calibration,
+            loaded,
+            provenance,
+            given,
+            placed.metadata,
+            bad,
+            numbers,
+            placed.geometry,
+            placed.arm,
+            run.account if run else None,
+            lies,
+        )
         image, doubts = make_preview(calibration, words)
         start = resolver.master if in_place else None
         with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
     notes += [origin.note for origin in provenance.values() if origin.note]
-    notes = told(chosen, run) + list(translated.notes if translated else ()) + notes + doubts
+    notes = told(chosen, run) + list(translated.notes if translated else ()) + list(placed.notes) + notes + doubts
     return Embedded(target, checksum, content.calibration.available_outputs(), notes)
 
 
@@ -210,11 +228,11 @@ def _files(
     inputs: Mapping[str, str | os.PathLike[str]],
     mask: str | os.PathLike[str] | None,
     ids: Mapping[str, str | os.PathLike[str]],
+    geometry: str | os.PathLike[str] | None,
 ) -> list[Path]:
-    """The files that constants, inputs, mask and ids come from."""
-    named = [
-        s for s in (*constants.values(), *inputs.values(), *ids.values(), mask) if isinstance(s, str | os.PathLike)
-    ]
+    """The files that constants, inputs, mask, ids and geometry come from."""
+    given = (*constants.values(), *inputs.values(), *ids.values(), mask, geometry)
+    named = [s for s in given if isinstance(s, str | os.PathLike)]
     return [Spec.parse(os.fspath(s)).file for s in named]
 
 
@@ -225,13 +243,3 @@ def _with_plain_constants(
     plain = {c.name for c in formula.constants if not c.dims}
     moved = {n: np.array(parse_number(n, str(value))) for n, value in settings.items() if n in plain}
     return {**constants, **moved}, {n: value for n, value in settings.items() if n not in plain}
-
-
-def _check_ids(formula: Formula, ids: Mapping[str, object]) -> None:
-    taken = {names.RAW_FIELD, FRAME, *RESERVED_VARIABLES, *(o.name for o in formula.outputs)}
-    taken |= {*(i.name for i in formula.inputs), *formula.checked.pixel_dims}
-    for name in ids:
-        if not ID_NAME.fullmatch(name) or name in taken:
-            raise RequestError(
-                f"ids cannot be called '{name}': a letter, then letters, digits and _, and no name in use"
-            )

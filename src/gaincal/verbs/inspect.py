@@ -16,7 +16,7 @@ from gaincal.errors import FileError, GaincalError
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import needs
 from gaincal.nexus import names
-from gaincal.nexus.dataset import PlainDataset
+from gaincal.nexus.dataset import Box, PlainDataset
 from gaincal.nexus.fields import attribute_text
 from gaincal.nexus.group import read_calibration
 from gaincal.nexus.read import Master, choose, locate, of_class, open_master
@@ -288,9 +288,13 @@ def _count_bad(constant: LargeConstant) -> int:
 def _words_findings(master: Master, progress: Progress | None) -> list[Finding]:
     findings = []
     for words in master.words.values():
-        for piece in words.gaps[:MAX_LISTED]:
+        alike: dict[str, list[Box]] = {}
+        for piece in words.gaps:
+            alike.setdefault(piece.reason, []).append(piece.box)
+        for reason, boxes in islice(alike.items(), MAX_LISTED):
             where = f"{words.place.file}::{words.place.path}"
-            problem = f"words from {piece.box[0]}, {piece.box[1]} of them, are missing: {piece.reason}"
+            more = f" (and {len(boxes) - 1} more parts)" if len(boxes) > 1 else ""
+            problem = f"words from {boxes[0][0]}, {boxes[0][1]} of them{more}, are missing: {reason}"
             findings.append(Finding("words-missing", WARNING, where, problem, "such pixels are flagged as missing"))
     # Two words inputs can be parts of one dataset.
     sources = {source.place.identity: source for words in master.words.values() for source in words.sources}

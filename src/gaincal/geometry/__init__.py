@@ -1,0 +1,1 @@
+"""Where the pixels of a detector are: panels, their places in the data and in the laboratory."""
