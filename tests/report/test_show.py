@@ -162,8 +162,9 @@ def flat(directory: Path, shape: tuple[int, ...] = (3, 40, 60), **settings: Any)
     write_raw(directory / "raw.h5", make_words(shape))
     pedestal, gain = make_constants(shape[1:])
     stated = {"photon_energy": 12.4, "pixel_size": 75e-6, "distance": 0.1, "beam_center_x": 20, "beam_center_y": 9.5}
+    stated |= settings
     constants = {"pedestal": pedestal, "gain": gain}
-    embed(directory / "raw.h5", directory / "m.nxs", formula="jungfrau", constants=constants, settings=stated | settings)
+    embed(directory / "raw.h5", directory / "m.nxs", formula="jungfrau", constants=constants, settings=stated)
     return directory / "m.nxs"
 
 

@@ -292,7 +292,7 @@ class PlainDataset:
     def holes(self, box: Box) -> Iterator[Box]:
         """Parts of a box that were never written."""
         if self.chunks is None:
-            yield from () if self._stored() else (box,)
+            yield from () if self.complete else (box,)
             return
         for offset in self.offsets(box):
             if not self._located(offset)[1]:

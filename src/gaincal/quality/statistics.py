@@ -284,7 +284,7 @@ def _labels(calibration: Calibration) -> tuple[int, ...]:
         axes = [d for d in item.dims if d not in calibration.formula.checked.pixel_dims]
         labels = calibration.labels.get(item.name, ())
         found |= {label for axis, own in zip(axes, labels, strict=False) if axis == "stage" for label in own}
-    return tuple(sorted(found - {NO_STAGE})) + (NO_STAGE,)
+    return (*sorted(found - {NO_STAGE}), NO_STAGE)
 
 
 def _edges_of(values: Evaluation, frame: int) -> Array:

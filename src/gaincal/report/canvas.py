@@ -21,11 +21,17 @@ BEST_ASPECT = 1.3
 class Canvas(Protocol):
     """Lays out pixels."""
 
-    extent: tuple[float, float, float, float]
-    """Left, right, bottom and top, as `matplotlib` takes it."""
-    labels: tuple[str, str]
-    step: int
-    """Edge in pixels of the squares that become one point of the picture."""
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top, as `matplotlib` takes it."""
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Of the axes."""
+
+    @property
+    def step(self) -> int:
+        """Edge in pixels of the squares that become one point of the picture."""
 
     def image(self, values: Array, reduce: Callable[..., Any] = np.fmax.reduce) -> Array:
         """A picture (row, column) of pixels; NaN where there is none."""

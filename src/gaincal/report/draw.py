@@ -25,7 +25,7 @@ STAGE_COLOURS = ("#eef1f4", "#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f
 NO_STAGE_COLOUR, FLAGGED_COLOUR, GOOD_COLOUR = "#9aa0a6", "#9fd8e6", "#f3f4f6"
 REASON_COLOURS = ("#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#00798c", "#b5651d", "#e377c2")
 LINE, EXPECTED = "#2b62b0", "#c2334a"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -42,6 +42,11 @@ PIXELS_PER_INCH = 110
 MISSING_COLOUR = "#9aa0a6"
 
 
+def style() -> Any:
+    """The context in which everything is drawn."""
+    return mpl.rc_context(STYLE)
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     return Figure(figsize=(width, height), layout="constrained")
@@ -50,7 +55,7 @@ def figure(width: float, height: float) -> Figure:
 def png(drawn: Figure, dpi: int = PIXELS_PER_INCH, colours: int | None = None) -> bytes:
     """A figure as PNG, of at most so many colours if asked for."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
+    with style():
         drawn.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     if colours is None:
         return buffer.getvalue()

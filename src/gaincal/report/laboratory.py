@@ -50,10 +50,8 @@ class Laboratory:
         Left, right, bottom and top in mm: x points to the left, y up.
     """
 
-    labels = ("x (mm), seen from the sample", "y (mm)")
-
     def __init__(self, geometry: Geometry, edge: int = EDGE) -> None:
-        self.geometry = geometry
+        self.geometry, self.labels = geometry, ("x (mm), seen from the sample", "y (mm)")
         corners = MM * geometry.corners()[..., :2].reshape(-1, 2)
         low, high = corners.min(0), corners.max(0)
         size = float((high - low).max())
@@ -105,7 +103,7 @@ class Laboratory:
         plane, *_ = np.linalg.lstsq(np.column_stack([points[:, :2], ones]), points[:, 2], rcond=None)
         x, y = np.meshgrid(self.x, self.y)
         z = plane[0] * x + plane[1] * y + plane[2] + MM * self.geometry.stated_distance
-        return np.arctan2(np.hypot(x, y), z)
+        return np.asarray(np.arctan2(np.hypot(x, y), z))
 
     def _place(self, panel: Panel) -> _Placed | None:
         matrix = MM * np.array([panel.fast[:2], panel.slow[:2]]).T  # (column, row) -> mm

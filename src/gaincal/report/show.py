@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -22,7 +21,7 @@ from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.trust import reading
 from gaincal.quality.look import Look, look_at
 from gaincal.report.canvas import Canvas, Stored
-from gaincal.report.draw import STYLE, draw_flags, draw_stage, draw_values, figure, png
+from gaincal.report.draw import draw_flags, draw_stage, draw_values, figure, png, style
 from gaincal.report.laboratory import Laboratory, faces_the_beam, rings
 
 WIDTH = 15.0
@@ -106,9 +105,7 @@ def show(
     FileError, TrustError, BindError, RequestError, OutputError
     """
     _check_target(path, target, overwrite)
-    master = open_master(
-        path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons
-    )
+    master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, profile=profile, reasons=reasons)
     with master.resolver, reading(path):
         look = look_at(master, frame, output)
         canvas, notes = canvas_of(master, stored)
@@ -156,7 +153,7 @@ def draw_look(
     """Draw a frame on a figure that `make` makes of width and height."""
     rows, columns = canvas.image(look.flags.astype(np.float32)).shape
     aspect = columns / rows
-    with mpl.rc_context(STYLE):
+    with style():
         wide = aspect > ACROSS
         # What is drawn, and room for colour bars and legends.
         if wide:
