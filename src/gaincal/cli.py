@@ -651,6 +651,68 @@ def show(
         click.echo(f"note: {one_line(note)}", err=True)
 
 
+def _frames(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    if value == "all":
+        return None
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter("a number above 0, or all", context, parameter)
+
+
+@main.command()
+@click.argument("master")
+@click.option("-o", "target", required=True, metavar="FILE.html", help="The page to write, and FILE.json beside it.")
+@click.option("--previous", metavar="MASTER", help="Compare constants with those of this file.")
+@click.option(
+    "--frames", default="200", callback=_frames, metavar="N|all", help="Look at N frames, evenly spread; 200."
+)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@_trust
+@_as_json
+def report(
+    master: str,
+    target: str,
+    previous: str | None,
+    frames: int | None,
+    settings: tuple[str, ...],
+    calibration: str | None,
+    reasons: str | None,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Say how good a run is, on one page: verdict, photon peaks, stages, bad pixels, constants."""
+    from gaincal.nexus.write import parse_number
+    from gaincal.progress import progress
+
+    _need("matplotlib", "report")
+    _need("jinja2", "report")
+    from gaincal.report.command import report as run
+
+    with progress("report", "frames") as advance:
+        done = run(
+            master,
+            target,
+            previous=previous,
+            frames=frames,
+            inputs={name: parse_number(name, text) for name, text in _pairs(settings, "--set").items()},
+            calibration=calibration,
+            reasons=None if reasons is None else [name for name in reasons.split(",") if name],
+            overwrite=overwrite,
+            trust=trust,
+            progress=advance,
+        )
+    if as_json:
+        _print_json(asdict(done))
+        return
+    click.echo(f"{done.path}: {done.verdict}. {one_line(done.reason)}")
+    for name, value in done.numbers.items():
+        click.echo(f"  {name:12} {value}")
+
+
 def _need(module: str, extra: str) -> None:
     """Say how to get what an extra brings."""
     from importlib.util import find_spec

@@ -112,7 +112,7 @@ def test_chunks_never_written_are_missing(tmp_path: Path) -> None:
     embed(tmp_path / "raw.h5", tmp_path / "m.nxs", formula="jungfrau_modules", constants=constants)
     master = open_master(tmp_path / "m.nxs")
     with master.resolver:
-        shares = missing_shares(master.words, parts_of(master.calibration), 5)
+        shares = missing_shares(master.words, parts_of(master), 5)
     np.testing.assert_array_equal(shares, [[0, 0], [0, 0], [0, 1], [0, 1], [1, 0.5]])
 
 

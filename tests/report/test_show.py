@@ -20,9 +20,9 @@ from gaincal.errors import OutputError, RequestError
 from gaincal.geometry.panels import Geometry, Panel
 from gaincal.nexus.read import open_master
 from gaincal.quality.look import look_at
+from gaincal.quality.rules import percent
 from gaincal.report import show as show_module
 from gaincal.report.canvas import GAP, Stored, mean_of
-from gaincal.report.draw import percent
 from gaincal.report.laboratory import Laboratory, faces_the_beam, rings
 from gaincal.report.show import show
 from gaincal.verbs.embed import embed

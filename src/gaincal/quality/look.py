@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import RequestError
-from gaincal.formulas.program import RESERVED_FLAGS
 from gaincal.kernels.threads import available_threads
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import Master
-from gaincal.quality.statistics import photon_value, spectrum_output
+from gaincal.quality.statistics import KEV, photon_value, spectrum_output
 
 Array = npt.NDArray[Any]
 
@@ -29,6 +28,8 @@ class Look:
         What the values are.
     photon : float or None
         What one photon gives, in these units.
+    energy : float or None
+        Of the photons, in keV.
     values : ndarray (*pixels)
         Floating-point; NaN where flags leave no value.
     flags : ndarray (*pixels) of uint32
@@ -44,6 +45,7 @@ class Look:
     output: str
     units: str
     photon: float | None
+    energy: float | None
     values: Array
     flags: Array
     bits: dict[str, int]
@@ -89,9 +91,10 @@ def look_at(master: Master, frame: int, output: str | None = None) -> Look:
         staged = calibration.step_program(step, "int32")
         stage = Evaluation(calibration, master.words, staged, threads).read(origin, count)[0][0]
     units = calibration.formula.output(program.value).units
-    bits = {f.name: bit for bit, f in enumerate(calibration.formula.flags)} | RESERVED_FLAGS
+    bits = calibration.flag_bits()
     shown = values[0].astype(np.float64 if values.dtype.itemsize > 4 else np.float32)
     if program.fill is not None:
         shown[values[0] == program.fill] = np.nan
     words = {name: item.read(origin, count, threads)[0][0] for name, item in master.words.items()}
-    return Look(number, program.value, units, photon_value(calibration, units), shown, flags[0], bits, stage, words)
+    photon, energy = photon_value(calibration, units), photon_value(calibration, KEV)
+    return Look(number, program.value, units, photon, energy, shown, flags[0], bits, stage, words)

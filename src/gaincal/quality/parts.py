@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.calibration import Calibration
+from gaincal.nexus import names
+from gaincal.nexus.account import read_account, read_arrangement
 from gaincal.nexus.dataset import Box, intersection
+from gaincal.nexus.read import Master
 from gaincal.nexus.words import Words
 
 Array = npt.NDArray[Any]
@@ -43,13 +45,24 @@ class Part:
         return int(np.prod(self.box[1]))
 
 
-def parts_of(calibration: Calibration) -> tuple[Part, ...]:
-    """The modules along the dim ``module``, else one part that is everything."""
+def parts_of(master: Master) -> tuple[Part, ...]:
+    """The modules along the dim ``module``, those that were assembled to an image, else one part that is everything."""
+    calibration = master.calibration
     pixels, dims = calibration.layout.pixels, calibration.formula.checked.pixel_dims
-    if dims[0] != MODULE:
-        return (Part(WHOLE, ((0,) * len(pixels), pixels)),)
-    rest = pixels[1:]
-    return tuple(Part(f"{MODULE} {k}", ((k, *(0 for _ in rest)), (1, *rest))) for k in range(pixels[0]))
+    if dims[0] == MODULE:
+        rest = pixels[1:]
+        return tuple(_module(k, ((k, *(0 for _ in rest)), (1, *rest))) for k in range(pixels[0]))
+    account = master.resolver.find(names.ACCOUNT_GROUP, master.detector)
+    if account is not None:
+        modules = len(read_account(master.resolver, account).modules)
+        lies = read_arrangement(master.resolver, account, pixels, modules)
+        boxes = [lies.box(0, 1, k) for k in range(modules)]
+        return tuple(_module(k, (start[1:], count[1:])) for k, (start, count) in enumerate(boxes))
+    return (Part(WHOLE, ((0,) * len(pixels), pixels)),)
+
+
+def _module(number: int, box: Box) -> Part:
+    return Part(f"{MODULE} {number}", box)
 
 
 def missing_shares(words: Mapping[str, Words], parts: tuple[Part, ...], frames: int) -> Array:

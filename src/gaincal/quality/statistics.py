@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gaincal.calibration import Calibration
 from gaincal.errors import RequestError
-from gaincal.formulas.program import CLIPPED_BIT, MISSING_BIT, NO_VALUE_BIT, RESERVED_FLAGS, Program
+from gaincal.formulas.program import CLIPPED_BIT, MISSING_BIT, NO_VALUE_BIT, Program
 from gaincal.kernels.threads import available_threads
 from gaincal.nexus import names
 from gaincal.nexus.evaluate import Evaluation
@@ -178,7 +178,7 @@ class _Sums:
         if step is not None:
             stage = Evaluation(calibration, master.words, calibration.step_program(step, "int32"), threads)
         edges = np.linspace(*RANGE, BINS + 1) * photon if photon else _edges_of(values, int(frames[0]))
-        return cls(master, frames, parts_of(calibration), values, stage, edges, photon)
+        return cls(master, frames, parts_of(master), values, stage, edges, photon)
 
     def __post_init__(self) -> None:
         count = min(MAX_SLICES, len(self.frames))
@@ -244,7 +244,7 @@ class _Sums:
     def statistics(self) -> Statistics:
         """What was found."""
         calibration, program = self.master.calibration, self.values.program
-        bits = {f.name: bit for bit, f in enumerate(calibration.formula.flags)} | RESERVED_FLAGS
+        bits = calibration.flag_bits()
         with np.errstate(invalid="ignore"):
             mean = (self.total / np.where(self.seen, self.seen, np.nan)).astype(np.float32)
         return Statistics(

@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gaincal.quality.look import Look
+from gaincal.quality.rules import percent
 from gaincal.report.canvas import Canvas
+from gaincal.report.laboratory import Laboratory, rings
 
 Array = npt.NDArray[Any]
 STAGE_COLOURS = ("#eef1f4", "#3b7dd8", "#d1495b", "#edae49", "#66a182", "#8d6a9f", "#2e4057", "#00798c")
@@ -35,10 +37,13 @@ STYLE: Any = {
     "svg.fonttype": "path",
 }
 SPREAD_BELOW = 0.004
-"""Where fewer pixels than this share stand out, each is drawn with its neighbours, or nobody sees it."""
+"""Where fewer points of a picture than this share stand out, each is drawn with its neighbours, or nobody sees it."""
 SEEN_OF = 400
 """A point is seen if it takes one of so many parts of a picture's edge."""
 PIXELS_PER_INCH = 110
+SUPERSCRIPTS = dict(
+    zip("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", strict=True)
+)
 MISSING_COLOUR = "#9aa0a6"
 
 
@@ -73,14 +78,14 @@ def draw_values(axes: Any, look: Look, canvas: Canvas) -> None:
     there = canvas.image(np.ones_like(look.values))
     colours = mpl.colormaps["inferno"].with_extremes(bad=(0, 0, 0, 0))
     # Where there is a pixel but no value, the background shows.
-    _show(axes, np.where(np.isfinite(image), np.nan, there), canvas, ListedColormap([FLAGGED_COLOUR]), Normalize(0, 1))
+    show(axes, np.where(np.isfinite(image), np.nan, there), canvas, ListedColormap([FLAGGED_COLOUR]), Normalize(0, 1))
     finite = image[np.isfinite(image)]
     if look.photon is not None and look.photon > 0:
         low, high = look.photon / 10, max(10 * look.photon, float(finite.max(initial=0)))
-        drawn = _show(axes, np.clip(image, low, None), canvas, colours, LogNorm(low, high))
+        drawn = show(axes, np.clip(image, low, None), canvas, colours, LogNorm(low, high))
     else:
         low, high = np.percentile(finite, [0.5, 99.9]) if finite.size else (0, 1)
-        drawn = _show(axes, image, canvas, colours, Normalize(low, max(high, np.nextafter(low, math.inf))))
+        drawn = show(axes, image, canvas, colours, Normalize(low, max(high, np.nextafter(low, math.inf))))
     add_bar(axes, drawn, f"{look.output} ({look.units})")
     whole = "" if canvas.step == 1 else f", the highest of {canvas.step} x {canvas.step} pixels"
     axes.set_title(f"calibrated{whole}; without a value: light blue")
@@ -90,7 +95,7 @@ def draw_words(axes: Any, name: str, words: Array, canvas: Canvas) -> None:
     """Raw words."""
     image = canvas.image(words.astype(np.float32))
     low, high = (float(words.min()), float(words.max())) if words.size else (0.0, 1.0)
-    drawn = _show(axes, image, canvas, mpl.colormaps["viridis"], Normalize(low, max(high, low + 1)))
+    drawn = show(axes, image, canvas, mpl.colormaps["viridis"], Normalize(low, max(high, low + 1)))
     add_bar(axes, drawn, "word")
     axes.set_title(f"{name} as recorded")
 
@@ -103,10 +108,10 @@ def draw_stage(axes: Any, stage: Array, canvas: Canvas) -> None:
     order = sorted(labels, key=lambda label: -shares[label])
     places = np.vectorize(order.index, otypes=[np.float32])(np.array(labels))
     image = places[np.searchsorted(labels, stage)].astype(np.float32)
-    image = _spread(canvas.image(image), 1 - shares[order[0]])
+    image = spread(canvas.image(image))
     colours = [NO_STAGE_COLOUR if v < 0 else STAGE_COLOURS[v % len(STAGE_COLOURS)] for v in order]
     names = [f"{'none' if v < 0 else f'stage {v}'}  {percent(shares[v])}" for v in order]
-    _legend_image(axes, image, canvas, colours, names)
+    legend_image(axes, image, canvas, colours, names)
     axes.set_title("gain stage")
 
 
@@ -117,11 +122,36 @@ def draw_flags(axes: Any, look: Look, canvas: Canvas) -> None:
     for k, name in enumerate(reasons, start=1):
         image[look.flags >> np.uint32(look.bits[name]) & np.uint32(1) != 0] = k
     share = float(np.mean(look.flags != 0))
-    shown = _spread(canvas.image(image), share)
+    shown = spread(canvas.image(image))
     names = [f"good  {percent(1 - share)}", *(f"{n}  {c}" for n, c in reasons.items())]
     colours = [GOOD_COLOUR, *reason_colours(reasons)]
-    _legend_image(axes, shown, canvas, colours, names)
+    legend_image(axes, shown, canvas, colours, names)
     axes.set_title("flags" + (", by their rarest reason" if len(reasons) > 1 else ""))
+
+
+def draw_outlines(axes: Any, canvas: Canvas) -> None:
+    """Outlines of the panels, in the laboratory."""
+    if not isinstance(canvas, Laboratory):
+        return
+    for outline in canvas.outlines():
+        axes.plot(outline[:, 0], outline[:, 1], color="#7b8794", linewidth=0.5)
+    axes.set_xlim(canvas.extent[:2])
+    axes.set_ylim(canvas.extent[2:])
+
+
+def draw_beam(axes: Any, canvas: Canvas, energy: float | None) -> None:
+    """Where the beam goes, and rings of resolution around it, in the laboratory."""
+    if not isinstance(canvas, Laboratory):
+        return
+    colour = "#12a37f"
+    angles = canvas.two_theta()
+    for angle, text in rings(angles, energy):
+        lines = axes.contour(canvas.x, canvas.y, angles, [angle], colors=[colour], linewidths=0.9, linestyles="dashed")
+        place = canvas.label_place(angles, angle)
+        axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8, manual=[place])
+    right, top = canvas.extent[1], canvas.extent[3]
+    if right <= 0 <= canvas.extent[0] and canvas.extent[2] <= 0 <= top:
+        axes.plot([0], [0], "+", color=colour, markersize=14, markeredgewidth=1.6)
 
 
 def reason_colours(reasons: Iterable[str]) -> list[str]:
@@ -137,29 +167,34 @@ def add_bar(axes: Any, drawn: Any, label: str) -> None:
     bar = axes.figure.colorbar(drawn, cax=axes.inset_axes((1.015, 0.1, 0.018, 0.8)))
     bar.set_label(label)
     if isinstance(drawn.norm, LogNorm):
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        bar.ax.yaxis.set_minor_formatter(NullFormatter())
+        plain_powers(bar.ax.yaxis)
 
 
-def percent(share: float) -> str:
-    """A share as people read it: never 0 % or 100 % unless it is."""
-    if share in (0.0, 1.0) or not math.isfinite(share):
-        return f"{100 * share:.0f} %" if math.isfinite(share) else "?"
-    if 1 - share < 5e-5:
-        return "> 99.99 %"
-    return f"{100 * share:.2f} %" if share >= 1e-4 else f"{100 * share:.1g} %"
+def plain_powers(axis: Any) -> None:
+    """Numbers on a logarithmic axis without the markup of mathematics, which is switched off."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _legend_image(axes: Any, image: Array, canvas: Canvas, colours: Sequence[str], names: Sequence[str]) -> None:
+def _power(value: float) -> str:
+    if value <= 0 or 1e-4 < value < 1e5:
+        return f"{value:g}"
+    exponent = round(math.log10(value))
+    return "10" + "".join(SUPERSCRIPTS[c] for c in str(exponent))
+
+
+def legend_image(axes: Any, image: Array, canvas: Canvas, colours: Sequence[str], names: Sequence[str]) -> None:
+    """An image of numbers 0, 1, 2 ..., each with a colour and a name."""
     from matplotlib.patches import Patch
 
     norm = BoundaryNorm(np.arange(len(colours) + 1) - 0.5, len(colours))
-    _show(axes, image, canvas, ListedColormap(list(colours)), norm)
+    show(axes, image, canvas, ListedColormap(list(colours)), norm)
     patches = [Patch(facecolor=c, edgecolor="#888", label=n) for c, n in zip(colours, names, strict=True)]
     axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
 
 
-def _show(axes: Any, image: Array, canvas: Canvas, colours: Any, norm: Any) -> Any:
+def show(axes: Any, image: Array, canvas: Canvas, colours: Any, norm: Any) -> Any:
+    """An image of pixels, with the axes of its canvas."""
     aspect = "auto" if min(image.shape) == 1 else "equal"
     drawn = axes.imshow(image, cmap=colours, norm=norm, extent=canvas.extent, interpolation="nearest", aspect=aspect)
     axes.set_xlabel(canvas.labels[0])
@@ -167,9 +202,9 @@ def _show(axes: Any, image: Array, canvas: Canvas, colours: Any, norm: Any) -> A
     return drawn
 
 
-def _spread(image: Array, share: float) -> Array:
-    """Let rare points cover their neighbours, but no place that is no pixel."""
-    if not 0 < share < SPREAD_BELOW or min(image.shape) == 1:
+def spread(image: Array) -> Array:
+    """Let rare points, which are above 0, cover their neighbours, but no place that is no pixel."""
+    if np.count_nonzero(image > 0) >= SPREAD_BELOW * np.isfinite(image).sum() or min(image.shape) == 1:
         return image
     reach = max(1, max(image.shape) // SEEN_OF)
     wide = np.pad(np.nan_to_num(image, nan=-1), reach, mode="edge")

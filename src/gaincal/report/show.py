@@ -7,22 +7,19 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from gaincal.errors import FileError, RequestError
-from gaincal.geometry.panels import Geometry
-from gaincal.nexus import names
+from gaincal.errors import RequestError
 from gaincal.nexus.atomic import refuse_existing, refuse_input, write_bytes
-from gaincal.nexus.geometry_read import read_geometry
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.trust import reading
 from gaincal.quality.look import Look, look_at
-from gaincal.report.canvas import Canvas, Stored
-from gaincal.report.draw import draw_flags, draw_stage, draw_values, figure, png, style
-from gaincal.report.laboratory import Laboratory, faces_the_beam, rings
+from gaincal.report.canvas import Canvas
+from gaincal.report.draw import draw_beam, draw_flags, draw_outlines, draw_stage, draw_values, figure, png, style
+from gaincal.report.laboratory import Laboratory
+from gaincal.report.place import canvas_of
 
 WIDTH = 15.0
 PNG = ".png"
@@ -111,7 +108,7 @@ def show(
         canvas, notes = canvas_of(master, stored)
         ids = {name: values[look.frame].item() for name, values in master.ids.items()}
         make = figure if target is not None else _windowed
-        drawn = draw_look(look, canvas, _title(path, master, look, ids), _energy(master), make)
+        drawn = draw_look(look, canvas, _title(path, master, look, ids), make)
     if target is None:
         _show_windows()
     else:
@@ -122,34 +119,7 @@ def show(
     return Shown(shown, look.frame, frames, look.output, look.units, ids, look.reasons(), laboratory, notes)
 
 
-def canvas_of(master: Master, stored: bool = False) -> tuple[Canvas, list[str]]:
-    """Where pixels are drawn, and why not in the laboratory if the file has a geometry."""
-    pixels = master.calibration.layout.pixels
-    if stored:
-        return Stored(pixels), []
-    geometry = _geometry(master)
-    if geometry is None:
-        return Stored(pixels), []
-    needed = geometry.pixels
-    if len(needed) != len(pixels) or any(n > m for n, m in zip(needed, pixels, strict=True)):
-        return Stored(pixels), [f"pixels are drawn as stored: the geometry is of frames {needed}, these are {pixels}"]
-    if not faces_the_beam(geometry):
-        return Stored(pixels), ["pixels are drawn as stored: along the beam the detector is seen from the side"]
-    return Laboratory(geometry), []
-
-
-def _geometry(master: Master) -> Geometry | None:
-    try:
-        return read_geometry(master.resolver, master.detector)
-    except FileError as error:
-        if error.code != "geometry":
-            raise
-        return None
-
-
-def draw_look(
-    look: Look, canvas: Canvas, title: str, energy: float | None, make: Callable[[float, float], Figure] = figure
-) -> Figure:
+def draw_look(look: Look, canvas: Canvas, title: str, make: Callable[[float, float], Figure] = figure) -> Figure:
     """Draw a frame on a figure that `make` makes of width and height."""
     rows, columns = canvas.image(look.flags.astype(np.float32)).shape
     aspect = columns / rows
@@ -172,36 +142,10 @@ def draw_look(
         else:
             second.set_axis_off()
         draw_flags(third, look, canvas)
-        if isinstance(canvas, Laboratory):
-            for axes in (main, second, third):
-                _draw_outlines(axes, canvas)
-            _draw_beam(main, canvas, energy)
+        for axes in (main, second, third):
+            draw_outlines(axes, canvas)
+        draw_beam(main, canvas, look.energy)
     return drawn
-
-
-def _draw_outlines(axes: Any, canvas: Laboratory) -> None:
-    for outline in canvas.outlines():
-        axes.plot(outline[:, 0], outline[:, 1], color="#7b8794", linewidth=0.5)
-    axes.set_xlim(canvas.extent[:2])
-    axes.set_ylim(canvas.extent[2:])
-
-
-def _draw_beam(axes: Any, canvas: Laboratory, energy: float | None) -> None:
-    """Where the beam goes, and rings of resolution around it."""
-    colour = "#12a37f"
-    angles = canvas.two_theta()
-    for angle, text in rings(angles, energy):
-        lines = axes.contour(canvas.x, canvas.y, angles, [angle], colors=[colour], linewidths=0.9, linestyles="dashed")
-        place = canvas.label_place(angles, angle)
-        axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8, manual=[place])
-    right, top = canvas.extent[1], canvas.extent[3]
-    if right <= 0 <= canvas.extent[0] and canvas.extent[2] <= 0 <= top:
-        axes.plot([0], [0], "+", color=colour, markersize=14, markeredgewidth=1.6)
-
-
-def _energy(master: Master) -> float | None:
-    energy = master.calibration.arrays.get(names.PHOTON_ENERGY)
-    return None if energy is None or not np.isfinite(energy).any() else float(np.nanmedian(energy))
 
 
 def _title(path: str | os.PathLike[str], master: Master, look: Look, ids: Mapping[str, float]) -> str:
