@@ -19,7 +19,7 @@ from gaincal.nexus.trust import reading
 from gaincal.quality.planes import Plane, planes_of
 from gaincal.quality.rules import Rule
 from gaincal.quality.statistics import SAMPLE, Progress
-from gaincal.report.of_run import report_run
+from gaincal.report.of_run import report_run, see
 from gaincal.report.page import Page
 
 FORMAT = 1
@@ -95,13 +95,16 @@ def report(
     if page_path.suffix.lower() not in PAGES:
         raise RequestError(f"{os.fspath(target)}: a report is a page: call it .html")
     json_path = page_path.with_suffix(".json")
+    if not page_path.parent.is_dir():
+        raise OutputError(page_path, "", "cannot be written: there is no such directory", code="write-failed")
     for written in (page_path, json_path):
         refuse_input(written, [Path(p) for p in (path, previous) if p is not None])
         refuse_existing(written, overwrite)
     before = [] if previous is None else _planes(previous, trust)
     master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, reasons=reasons)
     with master.resolver, reading(path):
-        page, content = report_run(master, frames, before, progress)
+        seen = see(master, frames, progress)
+    page, content = report_run(seen, before)
     text = page.html()
     if len(text.encode()) > MAX_BYTES:
         raise OutputError(page_path, "", f"would have {len(text.encode())} bytes", "report it", code="write-failed")

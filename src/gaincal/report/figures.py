@@ -303,7 +303,7 @@ def _map_and_histogram(
         drawn = draw.figure(WIDTH, min(HEIGHT, max(2.4, _height(canvas))) - 0.5)
         left, right = drawn.subplots(1, 2, width_ratios=(2.1, 1))
         _map(plane, canvas, limits, colours)(left)
-        finite = plane.values[np.isfinite(plane.values)]
+        finite = plane.values[np.isfinite(plane.values)].astype(np.float64)
         right.hist(np.clip(finite, *limits), bins=100, range=limits, color=draw.LINE)
         right.set_yscale("log")
         draw.plain_powers(right.yaxis)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gaincal.nexus.read import Master
 from gaincal.quality.found import PartPeaks, find_peaks
-from gaincal.quality.look import look_at
+from gaincal.quality.look import Look, look_at
 from gaincal.quality.peaks import Peak
 from gaincal.quality.planes import Plane, planes_of
 from gaincal.quality.reasons import FRAMES, Reason, reasons_of
@@ -25,19 +25,48 @@ from gaincal.report.place import canvas_of
 MOST_ROWS = 64
 
 
-def report_run(
-    master: Master, frames: int | None, previous: Sequence[Plane], progress: Progress | None
-) -> tuple[Page, dict[str, Any]]:
-    """Look at a run and say how good it is.
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """All that a report needs of a file; what follows reads nothing.
 
     Parameters
     ----------
     master : Master
-    frames : int or None
-        Most frames to look at; all if None.
+    found : Statistics
+    look : Look
+        One frame.
+    canvas : Canvas
+        Where its pixels are.
+    notes : list of str
+        Why they are not drawn in the laboratory.
+    planes : list of Plane
+        Constants.
+    """
+
+    master: Master
+    found: Statistics
+    look: Look
+    canvas: Canvas
+    notes: list[str]
+    planes: list[Plane]
+
+
+def see(master: Master, frames: int | None, progress: Progress | None) -> Seen:
+    """Read at most so many frames, all if None."""
+    found = collect(master, frames, progress)
+    canvas, notes = canvas_of(master, edge=figures.EDGE)
+    look = look_at(master, chosen_frame(found))
+    return Seen(master, found, look, canvas, notes, planes_of(master.calibration))
+
+
+def report_run(seen: Seen, previous: Sequence[Plane]) -> tuple[Page, dict[str, Any]]:
+    """Say how good a run is.
+
+    Parameters
+    ----------
+    seen : Seen
     previous : sequence of Plane
         Constants to compare with.
-    progress : callable, optional
 
     Returns
     -------
@@ -45,11 +74,10 @@ def report_run(
     content : dict
         The same for programs.
     """
-    found = collect(master, frames, progress)
+    master, found = seen.master, seen.found
     peaks = find_peaks(found)
     rules, numbers = judge_run(found, peaks), six_numbers(found, peaks)
     reasons = reasons_of(master.calibration, found)
-    canvas, notes = canvas_of(master, edge=figures.EDGE)
     sampled = _sampled(found)
     page = Page(
         title=Path(master.resolver.named).name,
@@ -57,7 +85,7 @@ def report_run(
         sampled=sampled,
         numbers=numbers,
         rules=rules,
-        sections=[s for s in _sections(master, found, peaks, reasons, canvas, notes, previous) if s is not None],
+        sections=[s for s in _sections(seen, peaks, reasons, previous) if s is not None],
         provenance=_provenance(master, sampled),
     )
     return page, _content(found, peaks, reasons)
@@ -76,17 +104,11 @@ def _subtitle(master: Master, found: Statistics) -> str:
 
 
 def _sections(
-    master: Master,
-    found: Statistics,
-    peaks: Sequence[PartPeaks],
-    reasons: Sequence[Reason],
-    canvas: Canvas,
-    notes: Sequence[str],
-    previous: Sequence[Plane],
+    seen: Seen, peaks: Sequence[PartPeaks], reasons: Sequence[Reason], previous: Sequence[Plane]
 ) -> list[Section | None]:
-    look = look_at(master, chosen_frame(found))
+    found, canvas = seen.found, seen.canvas
     return [
-        Section(f"Frame {look.frame}", notes, figures.of_frame(look, canvas)),
+        Section(f"Frame {seen.look.frame}", seen.notes, figures.of_frame(seen.look, canvas)),
         Section(
             "Photons", (), [figures.spectrum(found, peaks), *_if(figures.drift(found, peaks))], [_peaks(found, peaks)]
         ),
@@ -97,7 +119,7 @@ def _sections(
             [*_if(figures.reason_map(reasons, canvas)), figures.mean_image(found, canvas)],
             [_reasons(reasons)],
         ),
-        constants_section(planes_of(master.calibration), previous, _flat(canvas, found)),
+        constants_section(seen.planes, previous, _flat(canvas, found)),
     ]
 
 

@@ -107,8 +107,8 @@ def show(
         look = look_at(master, frame, output)
         canvas, notes = canvas_of(master, stored)
         ids = {name: values[look.frame].item() for name, values in master.ids.items()}
-        make = figure if target is not None else _windowed
-        drawn = draw_look(look, canvas, _title(path, master, look, ids), make)
+    make = figure if target is not None else _windowed
+    drawn = draw_look(look, canvas, _title(path, master, look, ids), make)
     if target is None:
         _show_windows()
     else:
