@@ -28,7 +28,7 @@ from gaincal.formulas.program import Program
 from gaincal.kernels.delivery import Delivery, Demands, demands, finite_numbers
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.selection import Selection
-from gaincal.kernels.shortcut import find_shortcut, rare_words
+from gaincal.kernels.shortcut import find_shortcut, rare_words, usual_planes
 from gaincal.kernels.still import kept_names, known, needed, pixelwise, still_names
 from gaincal.kernels.vectors import BIT, INT8, INT32, INT64, Builder, Room, Value, storage_type
 
@@ -283,7 +283,7 @@ class _Emitter:
         ahead = self._rows(self.b.select(last, self.begin, following))
         skip = self.b.select(last, self.b.sub(high, low), ir.Constant(INT64, 0))
         with self._range(low, whole, GROUP) as pixel:
-            self._prefetch(ahead, self.b.add(pixel, skip))
+            self._prefetch(ahead, self.b.add(pixel, skip), last)
             self._group(frame, pixel, low)
         with self._range(whole, high, 1) as pixel:
             usual, one = self.paths[0], Lowering(self.b, self.program, 1)
@@ -358,13 +358,24 @@ class _Emitter:
             for name in self.by_row
         }
 
-    def _prefetch(self, rows: Rows, pixel: Value) -> None:
-        """Fetch what the next frame needs: a tile is too short for the processor to see it coming."""
+    def _prefetch(self, rows: Rows, pixel: Value, last: Value) -> None:
+        """Fetch what the next frame needs: a tile is too short for the processor to see it coming.
+
+        Frames that are taken together share their constants, which are new only behind the last of them.
+        """
         lowering = Lowering(self.b, self.program, GROUP)
+        constants = {item.name for item in self.program.constants} & self.by_row.keys()
         for name, size in self.by_row.items():
             written = name in (VALUE, FLAGS)
-            if not (written and self.layout.streaming):
+            if name not in constants and not (written and self.layout.streaming):
                 lowering.prefetch(lowering.offset(rows[name], pixel, size), GROUP * size, written)
+        if constants:
+            with self.b.if_then(last):
+                for name, plane in usual_planes(self.program, self.paths[-1].types):
+                    if name in constants:
+                        place = self.b.add(self.b.mul(self.pixels, ir.Constant(INT64, plane)), pixel)
+                        size = self.by_row[name]
+                        lowering.prefetch(lowering.offset(rows[name], place, size), GROUP * size, False)
 
     def _group(self, frame: _Frame, pixel: Value, low: Value) -> None:
         """A group of pixels: the short way where all are as assumed, and the usual one where that was wrong."""

@@ -103,6 +103,21 @@ def rare_words(program: Program) -> dict[str, tuple[str, int]]:
     return found
 
 
+def usual_planes(program: Program, types: Mapping[str, Type]) -> list[tuple[str, int]]:
+    """The planes of constants that most pixels need, under some types: the first where an index varies by pixel."""
+    labels, found = dict(program.labels), dict[tuple[str, int], None]()
+    for step in program.steps:
+        if step.operation != "select":
+            continue
+        plane = 0
+        for axis, index in zip(labels[step.arguments[0]], step.arguments[1:], strict=True):
+            number = literal_value(index)
+            number = types[index].low if number is None and types[index].low == types[index].high else number
+            plane = plane * len(axis) + (axis.index(int(number)) if number in axis else 0)
+        found[step.arguments[0], plane] = None
+    return list(found)
+
+
 def _stage(program: Program, kinds: dict[str, Type]) -> tuple[str, int] | None:
     """The first index that varies by pixel and frame, and the first label on its axis."""
     labels = dict(program.labels)
