@@ -70,7 +70,9 @@ def _rules_of_peaks(found: Statistics, peaks: Sequence[PartPeaks]) -> list[Rule]
         *rules,
         _of_peak("zero-off", "zero-photon peak off zero", off, OFF_ZERO, "photon", "the pedestal does not fit"),
         _of_peak("drift", "drift of the zero-photon peak in the run", drift, DRIFT, "photon", "the pedestal moves"),
-        _of_peak("gain-off", "distance of photon and zero peak, off", gain, OFF_GAIN, "%", "see: refine the gain"),
+        _of_peak(
+            "gain-off", "distance of photon and zero peak, off", gain, OFF_GAIN, "%", "gaincal refine measures it"
+        ),
         _of_peak("noise", "noise (width of the zero-photon peak)", noise, NOISE, "photon", ""),
     ]
 

@@ -192,7 +192,7 @@ class _Sums:
         self.looked_at, self.present, self.valid = (np.zeros(parts, np.int64) for _ in range(3))
         self.total, self.seen = np.zeros(pixels, np.float64), np.zeros(pixels, np.uint32)
         self.always = np.full(pixels, 0xFFFFFFFF, np.uint32)
-        self.void = _void_bits(self.values.program)
+        self.void = void_bits(self.values.program)
 
     def add(self, frame: int, done: int) -> None:
         """Take a frame into account."""
@@ -271,7 +271,7 @@ class _Sums:
         )
 
 
-def _void_bits(program: Program) -> np.uint32:
+def void_bits(program: Program) -> np.uint32:
     """Bits that leave no value."""
     void = (1 << NO_VALUE_BIT) | (1 << MISSING_BIT) | sum(1 << bit for bit, flag in program.flags if flag.voids)
     return np.uint32(void & ~(1 << CLIPPED_BIT))
@@ -292,7 +292,7 @@ def _edges_of(values: Evaluation, frame: int) -> Array:
     pixels = values.shape[1:]
     found, flags = values.read((frame, *(0 for _ in pixels)), (1, *pixels), with_flags=True)
     assert flags is not None
-    valid = found[flags & _void_bits(values.program) == 0].astype(np.float64)
+    valid = found[flags & void_bits(values.program) == 0].astype(np.float64)
     middle = float(np.median(valid)) if valid.size else 0.0
     spread = 1.4826 * float(np.median(np.abs(valid - middle))) if valid.size else 0.0
     width = MANY_SIGMA * spread if np.isfinite(spread) and spread > 0 else max(abs(middle), 1.0) / BINS
