@@ -79,39 +79,6 @@ def _add_to(b: Any, address: Any, value: Any) -> None:
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _sum_one(word: Any, stage: Array, pixel: int, state: Any) -> None:
-    """Sum a word."""
-    low, width, used, right, undefined, total, squares = state
-    if stage[0] <= word <= stage[1]:
-        right[pixel] += np.uint32(1)
-    if stage[4] <= word <= stage[5]:
-        undefined[pixel] += np.uint32(1)
-    distance = word - np.int64(low[pixel])
-    if 0 <= distance <= np.int64(width[pixel]):
-        used[pixel] += np.uint32(1)
-        total[pixel] += np.uint64(distance)
-        squares[pixel] += np.uint64(distance * distance)
-
-
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _count_one(word: Any, stage: Array, pixel: int, state: Any) -> None:
-    """Count a word in the histogram of its pixel."""
-    base, shift, counts, below, above, right, undefined = state
-    if stage[0] <= word <= stage[1]:
-        right[pixel] += np.uint32(1)
-    if stage[4] <= word <= stage[5]:
-        undefined[pixel] += np.uint32(1)
-    if stage[2] <= word <= stage[3]:
-        place = (word - np.int64(base[pixel])) >> np.int64(shift[pixel])
-        if place < 0:
-            below[pixel] += np.uint32(1)
-        elif place >= BINS:
-            above[pixel] += np.uint32(1)
-        else:
-            counts[pixel, place] += np.uint16(1)
-
-
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _word(rows: Array, frame: int, pixel: int) -> Any:
     return np.int64(_load(rows[frame] + WORD_BYTES * pixel))
 
@@ -142,34 +109,84 @@ def _sum_rows(rows: Array, frames: int, first: int, count: int, stage: Array, st
         places[5], places[6] = total.ctypes.data + 8 * pixel, squares.ctypes.data + 8 * pixel
         _sum_lanes(rows.ctypes.data, frames, WORD_BYTES * begin, limits.ctypes.data, places.ctypes.data)
     for frame in range(frames):
-        for pixel in range(whole, count):
-            _sum_one(_word(rows, frame, pixel), stage, first + pixel, state)
+        for k in range(whole, count):
+            word, pixel = _word(rows, frame, k), first + k
+            right[pixel] += np.uint32(stage[0] <= word <= stage[1])
+            undefined[pixel] += np.uint32(stage[4] <= word <= stage[5])
+            distance = word - np.int64(low[pixel])
+            if 0 <= distance <= np.int64(width[pixel]):
+                used[pixel] += np.uint32(1)
+                total[pixel] += np.uint64(distance)
+                squares[pixel] += np.uint64(distance * distance)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _count_rows(rows: Array, frames: int, first: int, count: int, stage: Array, state: Any) -> None:
+    """Count a tile of some frames in the histograms of its pixels."""
+    # Taken out once: references are counted, which costs more than the work on a word.
+    base, shift, counts, below, above, right, undefined = state
     for frame in range(frames):
+        for k in range(count):
+            word, pixel = _word(rows, frame, k), first + k
+            if stage[2] <= word <= stage[3]:
+                place = (word - np.int64(base[pixel])) >> np.int64(shift[pixel])
+                if 0 <= place < BINS:
+                    counts[pixel, place] += np.uint16(1)
+                elif place < 0:
+                    below[pixel] += np.uint32(1)
+                else:
+                    above[pixel] += np.uint32(1)
+                right[pixel] += np.uint32(1)  # good words tell their stage
+            else:
+                right[pixel] += np.uint32(stage[0] <= word <= stage[1])
+                undefined[pixel] += np.uint32(stage[4] <= word <= stage[5])
+
+
+def _network() -> tuple[tuple[int, int], ...]:
+    """Batcher's odd-even merge sort of `WARM` numbers: the places that are compared, in order."""
+    pairs = []
+    for p in (2**k for k in range(WARM.bit_length() - 1)):
+        for k in (p >> j for j in range(p.bit_length())):
+            for j in range(k % p, WARM - k, 2 * k):
+                pairs += [(j + i, j + i + k) for i in range(k) if (j + i) // (2 * p) == (j + i + k) // (2 * p)]
+    return tuple(pairs)
+
+
+_PAIRS = np.array(_network(), np.int64)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _ordered(rows: Array, count: int, stage: Array, numbers: Array) -> Any:
+    """The good words of the first frames in ascending order (`WARM`, pixel), and behind them the largest number."""
+    words = np.empty((WARM, count), np.uint16)
+    begin, span = np.uint16(stage[2]), np.uint16(stage[3] - stage[2])
+    for frame in range(WARM):
+        own = words[frame]
         for pixel in range(count):
-            _count_one(_word(rows, frame, pixel), stage, first + pixel, state)
+            word = _load(rows[frame] + WORD_BYTES * pixel)
+            good = np.uint16(word - begin) <= span
+            own[pixel] = word if good else np.uint16(0xFFFF)
+            numbers[pixel] += np.uint16(good)
+    for k in range(_PAIRS.shape[0]):
+        smaller, larger = words[_PAIRS[k, 0]], words[_PAIRS[k, 1]]
+        for pixel in range(count):
+            a, b = smaller[pixel], larger[pixel]
+            smaller[pixel], larger[pixel] = min(a, b), max(a, b)
+    return words
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _centres(rows: Array, count: int, stage: Array, middles: Array, spreads: Array) -> int:
     """Middle and spread of every pixel of a tile, `UNFOUND` without enough good words; returns the pooled spread."""
+    numbers = np.zeros(count, np.uint16)
+    words = _ordered(rows, count, stage, numbers)
     for pixel in range(count):
-        ordered, number = np.empty(WARM, np.int64), 0
-        for frame in range(WARM):
-            word = _word(rows, frame, pixel)
-            if stage[2] <= word <= stage[3]:
-                place = number
-                while place > 0 and ordered[place - 1] > word:
-                    ordered[place] = ordered[place - 1]
-                    place -= 1
-                ordered[place] = word
-                number += 1
+        number = np.int64(numbers[pixel])
         cut = number * 5 // 32
-        middles[pixel] = ordered[number // 2] if number >= ENOUGH else UNFOUND
-        spreads[pixel] = ordered[number - 1 - cut] - ordered[cut] if number >= ENOUGH else UNFOUND
+        found = number >= ENOUGH
+        middles[pixel] = np.int64(words[number // 2, pixel]) if found else UNFOUND
+        apart = np.int64(words[number - 1 - cut, pixel]) - np.int64(words[cut, pixel]) if found else UNFOUND
+        spreads[pixel] = apart
     known = np.sort(spreads[:count])
     unknown = np.searchsorted(known, 0)
     return int(known[unknown + (count - unknown) // 2]) if unknown < count else 0
