@@ -154,6 +154,7 @@ def _run(
         ids={"train_id": trains, family.second: seconds},
         files=tuple(sorted({file for s in stretches for file, _ in s.places.values()})),
         notes=(*notes, *_notes(order, modules, len(trains))),
+        facts={"detector_name": name},
     )
 
 

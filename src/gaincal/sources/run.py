@@ -87,6 +87,10 @@ class RawRun:
         All files that were read.
     notes : tuple of str
         What the user should know: modules that are absent, frames marked bad ...
+    forced : ndarray (frame,) or (frame, module), optional
+        The gain code that the files say was forced in each frame, 0 for none; None where they say nothing of it.
+    facts : mapping of str to str or float
+        What else they say, by the names of constants files: detector_name, start_time, exposure_time in s ...
     """
 
     kind: str
@@ -101,6 +105,8 @@ class RawRun:
     ids: Mapping[str, Array] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    forced: Array | None = None
+    facts: Mapping[str, str | float] = field(default_factory=dict)
 
 
 def by_frame(values: Array) -> Array:
