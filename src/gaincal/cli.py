@@ -288,7 +288,9 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--gate", default=5.0, help="gated: half width of the gate around the median.")
 @click.option("--majority", default=0.5, help="Part of the words that must be in the stage of their frame.")
 @click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="When a pixel is bad: noisy=8 ...")
-@click.option("--set", "facts", multiple=True, metavar="NAME=VALUE", help="When they hold: start_time, exposure_time ...")
+@click.option(
+    "--set", "facts", multiple=True, metavar="NAME=VALUE", help="When they hold: start_time, exposure_time ..."
+)
 @click.option("--max-memory", default=1024, type=click.IntRange(1), metavar="MIB", help="For sums; default: 1024.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Threads; default: all there are.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -780,9 +782,9 @@ def refine(
 
 
 @main.command()
-@click.argument("master")
+@click.argument("file")
 @click.option("-o", "target", required=True, metavar="FILE.html", help="The page to write, and FILE.json beside it.")
-@click.option("--previous", metavar="MASTER", help="Compare constants with those of this file.")
+@click.option("--previous", metavar="FILE", help="Compare constants with those of this file.")
 @click.option(
     "--frames", default="200", callback=_frames, metavar="N|all", help="Look at N frames, evenly spread; 200."
 )
@@ -793,7 +795,7 @@ def refine(
 @_trust
 @_as_json
 def report(
-    master: str,
+    file: str,
     target: str,
     previous: str | None,
     frames: int | None,
@@ -804,7 +806,7 @@ def report(
     trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Say how good a run is, on one page: verdict, photon peaks, stages, bad pixels, constants."""
+    """Say how good a run is, or a file of constants, on one page: verdict, peaks, stages, bad pixels, maps."""
     from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
 
@@ -814,7 +816,7 @@ def report(
 
     with progress("report", "frames") as advance:
         done = run(
-            master,
+            file,
             target,
             previous=previous,
             frames=frames,

@@ -50,8 +50,7 @@ def parts_of(master: Master) -> tuple[Part, ...]:
     calibration = master.calibration
     pixels, dims = calibration.layout.pixels, calibration.formula.checked.pixel_dims
     if dims[0] == MODULE:
-        rest = pixels[1:]
-        return tuple(_module(k, ((k, *(0 for _ in rest)), (1, *rest))) for k in range(pixels[0]))
+        return _stacked(pixels)
     account = master.resolver.find(names.ACCOUNT_GROUP, master.detector)
     if account is not None:
         modules = len(read_account(master.resolver, account).modules)
@@ -59,6 +58,16 @@ def parts_of(master: Master) -> tuple[Part, ...]:
         boxes = [lies.box(0, 1, k) for k in range(modules)]
         return tuple(_module(k, (start[1:], count[1:])) for k, (start, count) in enumerate(boxes))
     return (Part(WHOLE, ((0,) * len(pixels), pixels)),)
+
+
+def parts_of_pixels(pixels: tuple[int, ...]) -> tuple[Part, ...]:
+    """The modules of frames of which only the shape is known: three dims are a stack."""
+    return _stacked(pixels) if len(pixels) > 2 else (Part(WHOLE, ((0,) * len(pixels), pixels)),)
+
+
+def _stacked(pixels: tuple[int, ...]) -> tuple[Part, ...]:
+    rest = pixels[1:]
+    return tuple(_module(k, ((k, *(0 for _ in rest)), (1, *rest))) for k in range(pixels[0]))
 
 
 def _module(number: int, box: Box) -> Part:

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.calibration import Calibration
+from gaincal.constants import ConstantMap
 from gaincal.formulas.formula import Constant
+from gaincal.nexus.constantsfile import ConstantsSet
 
 Array = npt.NDArray[Any]
 FIRST = ("pedestal", "offset", "noise", "gain")
@@ -75,9 +77,36 @@ def _of_constant(calibration: Calibration, constant: Constant, axes: list[str]) 
 def _values(calibration: Calibration, name: str, place: tuple[int, ...]) -> Array:
     if name in calibration.arrays:
         return np.asarray(calibration.arrays[name][place])
-    large, pixels = calibration.large[name], calibration.layout.pixels
-    lead = pixels[:-2]
-    values = np.empty(pixels, large.values.dtype)
-    for index in np.ndindex(*lead):
-        values[index] = large.values.slab((*place, *index))
-    return values
+    large = calibration.large[name]
+    return plane_values(ConstantMap(large.values, large.labels), place)
+
+
+def plane_values(constant: ConstantMap, place: tuple[int, ...]) -> Array:
+    """The pixels at one place of all named axes, from memory or from the file."""
+    values = constant.values
+    if isinstance(values, np.ndarray):
+        return np.asarray(values[place])
+    pixels = values.shape[len(place) :]
+    found = np.empty(pixels, values.dtype)
+    for index in np.ndindex(*pixels[:-2]):
+        found[index] = values.slab((*place, *index))
+    return found
+
+
+def planes_of_set(found: ConstantsSet) -> list[Plane]:
+    """Maps of all constants of a constants file, pedestals first; of several cells the first."""
+    order = {name: k for k, name in enumerate(FIRST)}
+    planes = []
+    for name in sorted(found.constants, key=lambda n: order.get(n, len(FIRST))):
+        for stage in found.labels(name).get(STAGE, (None,)):
+            planes.append(plane_of_set(found, name, stage))
+    return planes[:MAX_PLANES]
+
+
+def plane_of_set(found: ConstantsSet, name: str, stage: int | None) -> Plane:
+    """A map of a constant of a constants file; of several cells the first."""
+    labels = found.labels(name)
+    others = [f"{axis} {own[0]}" for axis, own in labels.items() if axis != STAGE and len(own) > 1]
+    place = tuple(own.index(stage) if axis == STAGE and stage is not None else 0 for axis, own in labels.items())
+    values = plane_values(found.constants[name], place)
+    return Plane(name, found.units[name], stage, values, ", ".join(others))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from statistics import median
 
 GOOD, DOUBTFUL, BAD, NOT_JUDGED = "good", "doubtful", "bad", "not judged"
 _ORDER = (NOT_JUDGED, GOOD, DOUBTFUL, BAD)
@@ -55,7 +56,9 @@ class Rule:
     def _shown(self, value: float | None) -> str:
         if value is None or math.isnan(value):
             return "-"
-        return f"{100 * value:.3g} %" if self.units == "%" else f"{value:.3g} {self.units}"
+        if math.isinf(value):
+            return "beyond all"
+        return f"{100 * value:.3g} %" if self.units == "%" else f"{value:.3g} {self.units}".strip()
 
     @property
     def state(self) -> str:
@@ -85,6 +88,19 @@ class Number:
 def verdict(rules: Iterable[Rule]) -> str:
     """The worst of all that was judged."""
     return max((r.state for r in rules), key=_ORDER.index, default=NOT_JUDGED)
+
+
+def oddness(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """By what factor each value is above or below the median of the others; None where that cannot be said."""
+    found: dict[str, float | None] = {}
+    for name, value in values.items():
+        others = [v for n, v in values.items() if n != name and v is not None and v > 0]
+        if value is None or not value > 0 or not others:
+            found[name] = None
+            continue
+        usual = median(others)
+        found[name] = max(value / usual, usual / value)
+    return found
 
 
 def worst(values: dict[str, float | None]) -> tuple[float | None, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gaincal.quality.found import PartPeaks
-from gaincal.quality.rules import Number, Rule, near, percent, worst
+from gaincal.quality.rules import Number, Rule, near, oddness, percent, worst
 from gaincal.quality.statistics import NO_STAGE, Statistics
 
 MISSING = (0.01, 0.2)
@@ -19,7 +19,6 @@ OFF_GAIN = (0.02, 0.05)
 NOISE = (0.2, 0.35)
 ODD_NOISE = (2.0, 4.0)
 """Limits above which a run is doubtful, and bad: shares, photons, and the last one a factor."""
-SILENT = 1e-6
 NO_PHOTON = "nobody stated the photon energy: --set photon_energy=KEV"
 NO_PEAK = "no such peak in the spectrum"
 
@@ -86,19 +85,14 @@ def _of_peak(
 
 def _odd_noise(found: Statistics, peaks: Sequence[PartPeaks]) -> Rule:
     """Whether a module is much noisier or quieter than the others, or has no zero-photon peak where they have one."""
-    text = "noise of a module against that of all (factor)"
+    text = "noise of a module against the others (factor)"
     widths = {p.name: None if p.zero is None else p.zero.width for p in peaks}
     there = {p.name: found.valid[k] > 0 for k, p in enumerate(peaks)}
     known = [w for w in widths.values() if w]
     if len(peaks) < 2 or not known:
         return Rule("odd-noise", text, None, *ODD_NOISE, "x", why="one module alone" if len(peaks) < 2 else NO_PEAK)
-    usual = float(np.median(known))
-    factors: dict[str, float | None] = {}
-    for name, width in widths.items():
-        if width is None:
-            factors[name] = np.inf if there[name] else None
-        else:
-            factors[name] = max(width / usual, usual / max(width, SILENT * usual))
+    factors = oddness(widths)
+    factors |= {name: np.inf for name, width in widths.items() if width is None and there[name]}
     value, where = worst(factors)
     return Rule("odd-noise", text, value, *ODD_NOISE, "x", where, "no zero-photon peak" if value == np.inf else "")
 

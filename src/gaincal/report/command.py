@@ -1,4 +1,4 @@
-"""``report``: one page about a run, and the same for programs."""
+"""``report``: one page about a run, or about constants, and the same for programs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any
 from gaincal._version import __version__
 from gaincal.errors import OutputError, RequestError
 from gaincal.nexus.atomic import refuse_existing, refuse_input, write_text
+from gaincal.nexus.constantsfile import is_constants_file, read_constants
 from gaincal.nexus.read import open_master
-from gaincal.nexus.trust import reading
-from gaincal.quality.planes import Plane, planes_of
+from gaincal.nexus.trust import Resolver, reading
+from gaincal.quality.planes import Plane, planes_of, planes_of_set
 from gaincal.quality.rules import Rule
 from gaincal.quality.statistics import SAMPLE, Progress
+from gaincal.report.of_constants import report_constants
 from gaincal.report.of_run import report_run, see
 from gaincal.report.page import Page
 
@@ -64,16 +66,16 @@ def report(
     trust: Iterable[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
 ) -> Reported:
-    """Say how good a run is, on one self-contained page, and in a JSON file beside it.
+    """Say how good a run or a set of constants is, on one self-contained page, and in a JSON file beside it.
 
     Parameters
     ----------
     path : str or path
-        A master.
+        A master, or a constants file.
     target : str or path
         The ``.html`` file to write; the JSON file has the same name with ``.json``.
     previous : str or path, optional
-        A master with the constants to compare with.
+        A master or constants file with the constants to compare with.
     frames : int, optional
         Most frames to look at, evenly spread; all if None.
     inputs, calibration, reasons, trust
@@ -101,10 +103,13 @@ def report(
         refuse_input(written, [Path(p) for p in (path, previous) if p is not None])
         refuse_existing(written, overwrite)
     before = [] if previous is None else _planes(previous, trust)
-    master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, reasons=reasons)
-    with master.resolver, reading(path):
-        seen = see(master, frames, progress)
-    page, content = report_run(seen, before)
+    if _is_set(path):
+        page, content = report_constants(read_constants(path), before)
+    else:
+        master = open_master(path, trust=trust, calibration=calibration, inputs=inputs, reasons=reasons)
+        with master.resolver, reading(path):
+            seen = see(master, frames, progress)
+        page, content = report_run(seen, before)
     text = page.html()
     if len(text.encode()) > MAX_BYTES:
         raise OutputError(page_path, "", f"would have {len(text.encode())} bytes", "report it", code="write-failed")
@@ -115,7 +120,14 @@ def report(
     return Reported(os.fspath(target), os.fspath(json_path), page.verdict, page.reason, numbers, len(content["frames"]))
 
 
+def _is_set(path: str | os.PathLike[str]) -> bool:
+    with Resolver(path) as resolver, reading(path):
+        return is_constants_file(resolver)
+
+
 def _planes(path: str | os.PathLike[str], trust: Iterable[str | os.PathLike[str]]) -> list[Plane]:
+    if _is_set(path):
+        return planes_of_set(read_constants(path))
     master = open_master(path, trust=trust)
     with master.resolver, reading(path):
         return planes_of(master.calibration)
@@ -128,6 +140,7 @@ def _document(path: str | os.PathLike[str], page: Page, content: dict[str, Any])
         "version": __version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "file": os.fspath(path),
+        "kind": "run" if "modules" in content else "constants",
         "verdict": page.verdict,
         "reason": page.reason,
         "numbers": [asdict(n) for n in page.numbers],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -240,20 +240,26 @@ def mean_image(found: Statistics, canvas: Canvas) -> Picture:
 
 def reason_map(listed: Sequence[Reason], canvas: Canvas) -> Picture | None:
     """Pixels that are bad in every frame, coloured by reason."""
-    shown = [r for r in listed if r.count]
-    if not shown:
+    return map_of_pixels(
+        {r.name: r.pixels for r in listed}, canvas, "In every frame that was looked at; rare ones are drawn larger."
+    )
+
+
+def map_of_pixels(listed: Mapping[str, Array], canvas: Canvas, caption: str) -> Picture | None:
+    """Pixels coloured by reason: bool (*pixels) by name; one with several shows the rarest."""
+    ordered = sorted(((n, p) for n, p in listed.items() if p.any()), key=lambda item: -np.count_nonzero(item[1]))
+    if not ordered:
         return None
-    image = np.zeros(shown[0].pixels.shape, np.float32)
-    for k, reason in enumerate(sorted(shown, key=lambda r: -r.count), start=1):
-        image[reason.pixels] = k
-    ordered = sorted(shown, key=lambda r: -r.count)
-    names = [f"good  {percent(float(np.mean(image == 0)))}", *(f"{r.name}  {r.count}" for r in ordered)]
-    colours = [draw.GOOD_COLOUR, *draw.reason_colours(r.name for r in ordered)]
+    image = np.zeros(ordered[0][1].shape, np.float32)
+    for k, (_, pixels) in enumerate(ordered, start=1):
+        image[pixels] = k
+    counted = [f"{name}  {np.count_nonzero(pixels)}" for name, pixels in ordered]
+    names = [f"good  {percent(float(np.mean(image == 0)))}", *counted]
+    colours = [draw.GOOD_COLOUR, *draw.reason_colours(name for name, _ in ordered)]
 
     def fill(axes: Any) -> None:
         draw.legend_image(axes, draw.spread(canvas.image(image)), canvas, colours, names)
 
-    caption = "In every frame that was looked at; rare ones are drawn larger."
     return picture("Bad pixels", caption, fill, _height(canvas))
 
 

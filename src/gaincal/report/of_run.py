@@ -21,6 +21,7 @@ from gaincal.report.canvas import Canvas, Stored
 from gaincal.report.laboratory import Laboratory
 from gaincal.report.page import Page, Section, Table
 from gaincal.report.place import canvas_of
+from gaincal.report.sections import constants_section
 
 MOST_ROWS = 64
 
@@ -126,25 +127,6 @@ def _sections(
 def _flat(canvas: Canvas, found: Statistics) -> Canvas:
     """Constants are drawn as they are stored: chips and rows show there."""
     return Stored(found.mean.shape, figures.EDGE) if isinstance(canvas, Laboratory) else canvas
-
-
-def constants_section(planes: Sequence[Plane], previous: Sequence[Plane], canvas: Canvas) -> Section | None:
-    """Maps and histograms of constants, and what changed since the previous set."""
-    if not planes:
-        return None
-    before = {p.key: p for p in previous}
-    pictures, lacking = [], []
-    for plane in planes:
-        pictures.append(figures.of_plane(plane, canvas))
-        other = before.get(plane.key)
-        if other is not None and other.values.shape == plane.values.shape:
-            pictures.append(figures.of_difference(plane, other, canvas))
-        elif previous:
-            lacking.append(plane.title)
-    text = [f"Not in the previous set, or of another shape: {'; '.join(lacking)}."] if lacking else []
-    if not previous:
-        text.append("No previous set was given (--previous), so nothing is compared.")
-    return Section("Constants", text, pictures)
 
 
 def chosen_frame(found: Statistics) -> int:
