@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import hypothesis
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ import pytest
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import pipeline
+from gaincal.kernels.libraries import plugins
 from gaincal.verbs.embed import embed
 
 hypothesis.settings.register_profile("gaincal", deadline=None)
@@ -44,7 +44,7 @@ FLAG_BITS = {
     "missing": 31,
 }
 INT_FILLS = {"int32": -(2**31), "int16": -(2**15)}
-BITSHUFFLE = dict(hdf5plugin.Bitshuffle(cname="lz4"))
+BITSHUFFLE = dict(plugins().Bitshuffle(cname="lz4"))
 
 
 def detector_formula(detector: str = "module") -> Formula:

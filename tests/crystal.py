@@ -1,12 +1,12 @@
 """A rotation series of a crystal, recorded as raw JUNGFRAU words in an NXmx file, as a beamline writes it.
 
-Everything is in NeXus's frame: z along the beam, y up, x to the left of who looks along the beam.
+Everything is in the frame of NeXus and CrystFEL: z along the beam, y up, x to the left of who looks along the beam.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,22 +140,59 @@ def _add(image: Array, fast: float, slow: float, photons: float) -> None:
     image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += photons * profile
 
 
-def write_run(directory: Path, scan: Scan, modules: int = 1) -> dict[str, Array]:
-    """Write ``raw.nxs`` with words and metadata, (frame, y, x) or (frame, module, y, x); returns the constants."""
+def record(scan: Scan) -> Array:
+    """Words (frame, y, x) of a scan."""
+    return np.stack(list(make_frames(scan, make_module(SHAPE))))
+
+
+def constants(modules: int = 1) -> dict[str, Array]:
+    """Constants of the detector, (stage, y, x) or (stage, module, y, x)."""
     module = make_module(SHAPE)
-    words = np.stack(list(make_frames(scan, module)))
-    stack = words if modules == 1 else words.reshape(len(words), modules, SHAPE[0] // modules, SHAPE[1])
+    return {"pedestal": _stacked(module.pedestal, modules), "gain": _stacked(module.gain, modules)}
+
+
+def _stacked(images: Array, modules: int) -> Array:
+    return images if modules == 1 else images.reshape(len(images), modules, SHAPE[0] // modules, SHAPE[1])
+
+
+def write_run(directory: Path, words: Array, modules: int = 1, angles: Array | None = None, step: float = 0.0) -> None:
+    """Write ``raw.nxs`` with words and metadata, (frame, y, x) or (frame, module, y, x), and where omega was."""
+    stack = _stacked(words, modules)
     with h5py.File(directory / "raw.nxs", "w") as file:
-        write_metadata(file, scan, stack.shape[1:])
+        write_metadata(file, stack.shape[1:], angles, step)
         filters = hdf5plugin.Bitshuffle(cname="lz4")
         data = file["/entry"].create_group("data")
         data.attrs["NX_class"], data.attrs["signal"] = "NXdata", "data"
         data.create_dataset("data", data=stack, chunks=(1, *stack.shape[1:]), fletcher32=True, **filters)
-    shape = (3, *stack.shape[1:])
-    return {"pedestal": module.pedestal.reshape(shape), "gain": module.gain.reshape(shape)}
 
 
-def write_metadata(file: h5py.File, scan: Scan, pixels: tuple[int, ...]) -> None:
+def write_modules(directory: Path, words: Array, modules: int, lost: Mapping[int, tuple[int, ...]]) -> None:
+    """Write ``m0.h5`` ... with words and pulse ids of a module each, without the frames that it lost, out of order."""
+    parts = _stacked(words, modules)
+    for module in range(modules):
+        rows = np.array([k for k in range(len(words)) if k not in lost.get(module, ())])
+        rows[4:8] = rows[4:8][::-1].copy()
+        with h5py.File(directory / f"m{module}.h5", "w") as file:
+            file["pulse_id"] = 7_000_000_000 + 4 * rows
+            stored = parts[rows, module]
+            file.create_dataset("words", data=stored, chunks=(1, *stored.shape[1:]), fletcher32=True)
+
+
+def write_geom(path: Path, modules: int, gap: int | None) -> None:
+    """Write CrystFEL's geometry of modules below each other: stacked, or in one image with so many rows between."""
+    rows = SHAPE[0] // modules
+    lines = [f"clen = {DISTANCE}", f"res = {1 / PIXEL!r}", "data = /entry/data/data", "dim0 = %"]
+    lines += ["dim2 = ss", "dim3 = fs"] if gap is None else ["dim1 = ss", "dim2 = fs"]
+    for module in range(modules):
+        first = 0 if gap is None else module * (rows + gap)
+        stated = {"min_ss": first, "max_ss": first + rows - 1, "min_fs": 0, "max_fs": SHAPE[1] - 1}
+        stated |= {"fs": "-x", "ss": "-y", "corner_x": SHAPE[1] / 2, "corner_y": SHAPE[0] / 2 - module * rows}
+        stated |= {"dim1": module} if gap is None else {}
+        lines += [f"m{module}/{key} = {value}" for key, value in stated.items()]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_metadata(file: h5py.File, pixels: tuple[int, ...], angles: Array | None = None, step: float = 0.0) -> None:
     """Write everything but words into an empty file."""
     groups = {"entry": "NXentry", "sample": "NXsample", "sample/transformations": "NXtransformations"}
     groups |= {"source": "NXsource", "instrument": "NXinstrument", "instrument/beam": "NXbeam"}
@@ -164,10 +201,11 @@ def write_metadata(file: h5py.File, scan: Scan, pixels: tuple[int, ...]) -> None
         file.create_group(path if path == "entry" else f"entry/{path}").attrs["NX_class"] = nx_class
     texts = {"definition": "NXmx", "start_time": "2026-01-01T12:00:00Z", "end_time_estimated": "2026-01-01T12:01:00Z"}
     texts |= {"sample/name": "simulated", "source/name": "simulated", "instrument/name": "simulated"}
-    texts |= {"sample/depends_on": f"{TRANSFORMATIONS}/omega", "instrument/detector/sensor_material": "Si"}
+    texts |= {"sample/depends_on": ".", "instrument/detector/sensor_material": "Si"}
     for path, text in texts.items():
         file[f"entry/{path}"] = text
-    _write_goniometer(file, scan)
+    if angles is not None:
+        _write_goniometer(file, angles, step)
     detector = file["/entry/instrument/detector"]
     detector["sensor_thickness"], detector["distance"], detector["frame_time"] = 320e-6, DISTANCE, 0.01
     detector["x_pixel_size"], detector["y_pixel_size"] = PIXEL, PIXEL
@@ -181,13 +219,14 @@ def write_metadata(file: h5py.File, scan: Scan, pixels: tuple[int, ...]) -> None
     _write_geometry(detector, pixels)
 
 
-def _write_goniometer(file: h5py.File, scan: Scan) -> None:
+def _write_goniometer(file: h5py.File, angles: Array, step: float) -> None:
     group = file[TRANSFORMATIONS]
-    for name, values in (("omega", scan.angles), ("omega_end", scan.angles + scan.step)):
+    file["/entry/sample/depends_on"][()] = f"{TRANSFORMATIONS}/omega"
+    for name, values in (("omega", angles), ("omega_end", angles + step)):
         axis = group.create_dataset(name, data=values)
         axis.attrs["units"], axis.attrs["transformation_type"] = "deg", "rotation"
         axis.attrs["vector"], axis.attrs["depends_on"] = np.array([-1.0, 0.0, 0.0]), "."
-    group.create_dataset("omega_increment_set", data=scan.step).attrs["units"] = "deg"
+    group.create_dataset("omega_increment_set", data=step).attrs["units"] = "deg"
 
 
 def _write_geometry(detector: h5py.Group, pixels: tuple[int, ...]) -> None:

@@ -223,7 +223,7 @@ def test_commands_that_are_described_exist() -> None:
 def test_exit_codes_are_described() -> None:
     rows = re.findall(r"^\| (\d) \|", section("gaincal"), re.MULTILINE)
     classes = (FormulaError, FileError, TrustError, BindError, RequestError, OutputError)
-    assert {int(r) for r in rows} == {0, 1, cli.FINDINGS_EXIT, *(c.exit_code for c in classes)}
+    assert {int(r) for r in rows} == {0, 1, cli.inspect.FINDINGS_EXIT, *(c.exit_code for c in classes)}
 
 
 def test_metadata_are_described() -> None:

@@ -48,7 +48,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if (frame, module) != LOST:
                     layout[frame, module] = source[frame]
     with h5py.File(folder / "raw.nxs", "w") as file:
-        crystal.write_metadata(file, crystal.Scan(0, 0.1, FRAMES), STACK)
+        crystal.write_metadata(file, STACK, crystal.Scan(0, 0.1, FRAMES).angles, 0.1)
         file["/entry"].create_group("data").attrs["NX_class"] = "NXdata"
         file.create_virtual_dataset("/entry/data/data", layout)
     mask = np.zeros(STACK, np.uint32)

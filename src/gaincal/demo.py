@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import OutputError
+from gaincal.kernels.libraries import plugins
 from gaincal.nexus.atomic import atomic_output
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.read import open_master
@@ -104,12 +105,10 @@ def _write_constants(directory: Path, module: Module) -> None:
 
 
 def _write_raw(path: Path, module: Module, frames: int, progress: Progress | None) -> None:
-    import hdf5plugin
-
     shape = module.dead.shape
     with atomic_output(path, overwrite=True) as written:
         group = written.file.create_group("data/JF01T01V01")
-        filters = hdf5plugin.Bitshuffle(cname="lz4")
+        filters = plugins().Bitshuffle(cname="lz4")
         words = group.create_dataset(
             "data", (frames, *shape), np.uint16, chunks=(1, *shape), fletcher32=True, **filters
         )

@@ -29,7 +29,7 @@ from gaincal.formulas.checks import INTEGER_OUTPUTS, literal_value, step_type
 from gaincal.formulas.formula import Constant, Flag, Formula, Input, Output, Step, Table
 from gaincal.formulas.operations import OPERATIONS
 from gaincal.formulas.program import Labels, Program, program_for_output, program_for_step
-from gaincal.kernels import compiler
+from gaincal.kernels import compiler, groups
 
 CODES = 1 << 16
 WORDS = np.arange(CODES, dtype=np.uint16)
@@ -197,14 +197,14 @@ def test_photons_without_a_photon_energy_have_no_value(grid: Grid) -> None:
 def test_jungfrau_compiles_in_two_seconds() -> None:
     formula = replace(get("jungfrau"), version=2**31 - 1, compute="float64")
     program = replace(jungfrau("counts", "int32"), compute=formula.compute)
-    layout = compiler.Layout(
+    layout = groups.Layout(
         (
             *(("raw", "uint16"), ("photon_energy", "float64"), ("pixel_mask", "uint32")),
             *(("pedestal", "float64"), ("gain", "float64")),
         ),
         True,
     )
-    compiler.compile_program(program_of(declare({"v": "raw * 0.5"})), compiler.Layout((("raw", "uint16"),), True))
+    compiler.compile_program(program_of(declare({"v": "raw * 0.5"})), groups.Layout((("raw", "uint16"),), True))
     start = time.perf_counter()
     compiler.compile_program(program, layout)
     assert time.perf_counter() - start < 2

@@ -160,7 +160,8 @@ def leaves_cache(result: Rows, first: int) -> bool:
 
 def compiled(program: Program, run: Run, flags: bool, streaming: bool) -> Any:
     """The kernel of a program for what a run is given."""
-    from gaincal.kernels.compiler import Layout, compile_program
+    from gaincal.kernels.compiler import compile_program
+    from gaincal.kernels.groups import Layout
 
     return compile_program(program, Layout(tuple((n, a.dtype.name) for n, a in run.given.items()), flags, streaming))
 

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gaincal.kernels.arithmetic import ieee
+
 Function = Any  # what ctypes makes of a symbol
 _ADDRESS, _SIZE, _INT = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 _BITSHUFFLE = (ctypes.c_int64, (_ADDRESS, _ADDRESS, _SIZE, _SIZE, _SIZE))
@@ -27,6 +29,13 @@ _SIGNATURES: dict[str, tuple[str, tuple[Any, tuple[Any, ...]]]] = {
     "blosc_decompress_ctx": ("blosc", (_INT, (_ADDRESS, _ADDRESS, _SIZE, _INT))),
 }
 _SAMPLE = bytes(range(16)) * 8
+
+
+def plugins() -> Any:
+    """The module hdf5plugin, whose import registers its filters with HDF5; the only way to it here."""
+    with ieee():  # loading its libraries may change the arithmetic of the thread
+        import hdf5plugin
+    return hdf5plugin
 
 
 @cache
@@ -59,7 +68,8 @@ def _library(name: str) -> ctypes.CDLL | None:
     for folder in _folders():
         for path in sorted(folder.glob(f"libh5{name}.*")):
             try:
-                return ctypes.CDLL(str(path))
+                with ieee():
+                    return ctypes.CDLL(str(path))
             except OSError:
                 continue
     return None
@@ -71,6 +81,4 @@ def _folders() -> Iterator[Path]:
     if package is None:
         return
     yield from (Path(folder, "plugins") for folder in package.submodule_search_locations or ())
-    import hdf5plugin
-
-    yield Path(hdf5plugin.PLUGIN_PATH)
+    yield Path(plugins().PLUGIN_PATH)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 
+from gaincal.kernels.arithmetic import ieee
+
 
 def available_threads() -> int:
     """Threads that this process may use: what Slurm granted, else the CPU affinity."""
@@ -19,10 +21,11 @@ def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
     """Run jobs, at most so many at a time, one of which in the calling thread; raises what the first of them raised.
 
     After an error no further job begins.  Returns only when none of them runs any more: they write
-    into arrays that must outlive them.
+    into arrays that must outlive them.  All of them compute as IEEE 754 says.
     """
     left, errors = deque(enumerate(jobs)), dict[int, BaseException]()
 
+    @ieee()
     def work() -> None:
         while left:
             try:

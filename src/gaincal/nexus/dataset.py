@@ -25,7 +25,7 @@ from gaincal.kernels.decode import (
     check_pipeline,
     compressor,
 )
-from gaincal.kernels.libraries import lz4_decoder
+from gaincal.kernels.libraries import lz4_decoder, plugins
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.threads import run_all
 from gaincal.nexus.trust import Place, reading
@@ -188,8 +188,7 @@ class PlainDataset:
 
     def _decode_in_hdf5(self, offset: tuple[int, ...], stored: Bytes, out: Bytes) -> None:
         """Without the compression library itself there is still its plug-in, under the lock of HDF5."""
-        import hdf5plugin  # noqa: F401  (registers the filters)
-
+        plugins()
         if not self.pipeline.checksummed and any(number == ZSTD for number, _ in self.pipeline.filters):
             raise BadChunk("the plug-in of Zstandard delivers what it cannot decode as if it were good")
         check_chunk(self.pipeline, stored.data)

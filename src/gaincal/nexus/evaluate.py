@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gaincal.calibration import Calibration
 from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
+from gaincal.kernels.arithmetic import ieee
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.pipeline import Results, blank, evaluate, interpret, whole_tiles, worth_compiling
 from gaincal.kernels.results import Chunks, Tally
@@ -90,6 +91,7 @@ class Evaluation:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
         return max(1, BLOCK_BYTES // max(1, words * int(np.prod(pixels))))
 
+    @ieee()
     def _compute(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> None:
         fast = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
         words, missing = self._words(start, count, fast and self.tiled and count[1:] == self.shape[1:])

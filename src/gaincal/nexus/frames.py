@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from gaincal.errors import RequestError
+from gaincal.kernels.libraries import plugins
 from gaincal.kernels.packed import BLOCK
 from gaincal.kernels.results import Chunks, Tally, can_compress
 from gaincal.nexus import names
@@ -144,6 +145,4 @@ def _shrinks(evaluation: Evaluation) -> bool:
 def _compression(evaluation: Evaluation) -> dict[str, Any]:
     if not _shrinks(evaluation):
         return {}
-    import hdf5plugin
-
-    return dict(hdf5plugin.Bitshuffle(nelems=BLOCK, cname="lz4"))
+    return dict(plugins().Bitshuffle(nelems=BLOCK, cname="lz4"))

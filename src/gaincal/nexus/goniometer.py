@@ -14,17 +14,20 @@ from gaincal.errors import RequestError
 from gaincal.nexus import names
 from gaincal.nexus.group import new_group
 from gaincal.nexus.sweeps import HALF_TURN, Direction, Motion, Sweep
+from gaincal.nexus.write import members_of_class
 
 Positions = npt.NDArray[np.float64]
 AXIS_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-ROTATION, TRANSLATION = "rotation", "translation"
 DEGREES = {"deg": 1.0, "degree": 1.0, "degrees": 1.0, "rad": 180 / np.pi, "radian": 180 / np.pi, "radians": 180 / np.pi}
 MAX_CHAIN = 64
 SLACK = 0.1
 """How much of a step a position may be off: encoders are read, not commanded."""
 STANDING = 1e-3
 """What an axis that stands still may be off, in degrees, or relative to the largest position of a translation."""
-KIND, VECTOR, DEPENDS_ON = "transformation_type", "vector", "depends_on"
+OF_AXIS = ("_end", "_increment_set")
+"""Names of what belongs to an axis end so."""
+KIND, VECTOR, DEPENDS_ON = names.TRANSFORMATION_TYPE, names.VECTOR, names.DEPENDS_ON
+ROTATION, TRANSLATION = names.ROTATION, names.TRANSLATION
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,36 @@ class Axis:
 
 
 def find_sample(entry: h5py.Group) -> h5py.Group | None:
-    """The NXsample of an entry that has no links; None if there is none."""
-    return next((m for m in entry.values() if _class(m) == "NXsample" and isinstance(m, h5py.Group)), None)
+    """The NXsample of an entry; None if there is none in the file itself."""
+    return next(iter(members_of_class(entry, names.SAMPLE)), None)
+
+
+def state_axes(
+    entry: h5py.Group, motions: Mapping[str, Motion], directions: Mapping[str, Direction], frames: int
+) -> None:
+    """Say how the axes of the sample move during all frames of a run.
+
+    Parameters
+    ----------
+    entry : h5py.Group
+        In a file of our own, without links.
+    motions : mapping of str to Motion
+    directions : mapping of str to Direction
+        Of axes that the entry lacks, from the laboratory to the sample.
+    frames : int
+
+    Raises
+    ------
+    RequestError
+        If the file contradicts, or an axis lacks a direction.
+    """
+    if not motions and not directions:
+        return
+    sample = find_sample(entry)
+    stated = Sweep("the run", ((0, frames),), motions)
+    goniometer = Goniometer(read_axes(sample), directions, frames)
+    goniometer.positions(stated)
+    goniometer.write(sample if sample is not None else new_group(entry, "sample", names.SAMPLE), stated)
 
 
 def read_axes(sample: h5py.Group | None) -> dict[str, Axis]:
@@ -68,8 +99,9 @@ def read_axes(sample: h5py.Group | None) -> dict[str, Axis]:
     if sample is None:
         return {}
     found = _chain(sample)
-    for group in (m for m in sample.values() if _class(m) == "NXtransformations"):
+    for group in members_of_class(sample, names.TRANSFORMATIONS_CLASS):
         found += [m for m in group.values() if isinstance(m, h5py.Dataset)]
+    found = [dataset for dataset in found if not _belongs(dataset)]
     axes: dict[str, Axis] = {}
     for dataset in found:
         axis = _axis(dataset)
@@ -78,8 +110,10 @@ def read_axes(sample: h5py.Group | None) -> dict[str, Axis]:
     return axes
 
 
-def _class(item: h5py.Group | h5py.Dataset) -> str:
-    return _text(item.attrs.get(names.NX_CLASS, ""))
+def _belongs(dataset: h5py.Dataset) -> bool:
+    """Whether a field tells more of an axis beside it: where frames end, or their range."""
+    name = dataset.name.rsplit("/", 1)[-1]
+    return any(name.endswith(ending) and name.removesuffix(ending) in dataset.parent for ending in OF_AXIS)
 
 
 def _text(value: object) -> str:
@@ -254,7 +288,7 @@ def _restate(sample: h5py.Group, axis: Axis, motion: Motion, count: int) -> None
     """Give an axis that stands still in the file of the run a position in every frame."""
     old = sample.file[axis.path]
     attributes, home = dict(old.attrs), old.parent
-    for name in (axis.name, f"{axis.name}_end", f"{axis.name}_increment_set"):
+    for name in (axis.name, *(f"{axis.name}{ending}" for ending in OF_AXIS)):
         if name in home:
             del home[name]
     scale = DEGREES[axis.units] if axis.kind == ROTATION else 1.0
@@ -265,8 +299,8 @@ def _restate(sample: h5py.Group, axis: Axis, motion: Motion, count: int) -> None
 
 def _add(sample: h5py.Group, name: str, direction: Direction, motion: Motion, count: int) -> None:
     """Put an axis between all others and the sample."""
-    home = next((m for m in sample.values() if _class(m) == "NXtransformations"), None)
-    home = home if home is not None else new_group(sample, names.TRANSFORMATIONS, "NXtransformations")
+    groups = members_of_class(sample, names.TRANSFORMATIONS_CLASS)
+    home = groups[0] if groups else new_group(sample, names.TRANSFORMATIONS, names.TRANSFORMATIONS_CLASS)
     kind = ROTATION if direction.units in DEGREES else TRANSLATION
     chain = _chain(sample)
     dataset = _put(home, name, motion, count, 1.0, direction.units, kind)

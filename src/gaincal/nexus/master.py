@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from datetime import datetime, timezone
 from enum import Enum
 from functools import partial
@@ -25,10 +26,12 @@ from gaincal.nexus.account import Account, write_account
 from gaincal.nexus.arrangement import Arrangement
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.geometry import write_geometry
+from gaincal.nexus.goniometer import state_axes
 from gaincal.nexus.group import Provenance, new_group, write_calibration
 from gaincal.nexus.read import of_class
 from gaincal.nexus.run import copy_frames, map_words, outside, relative_name
 from gaincal.nexus.scaling import write_scaling
+from gaincal.nexus.sweeps import Direction, Motion
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Readable, Words
 from gaincal.nexus.write import (
@@ -75,6 +78,8 @@ class Content:
     arm: Arm = STILL
     account: Account | None = None
     lies: Arrangement | None = None
+    axes: Mapping[str, Motion] = field_of(default_factory=dict)
+    directions: Mapping[str, Direction] = field_of(default_factory=dict)
 
     @property
     def stored(self) -> dict[str, Words]:
@@ -126,6 +131,7 @@ def write_master(
     _write_preview(entry, image, content)
     if content.geometry is not None:
         write_geometry(detector, content.geometry, content.arm)
+    state_axes(entry, content.axes, content.directions, content.calibration.layout.frames)
     checksum = _write_calibration(detector, raw_paths, content)
     write_scaling(detector, content.calibration.formula, content.constants)
     lacking = missing_metadata(partial(has_own, entry), detector.name.removeprefix(f"{entry.name}/"))

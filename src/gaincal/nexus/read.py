@@ -16,6 +16,7 @@ from gaincal.errors import BindError, FileError, RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Formula, Input
+from gaincal.kernels.arithmetic import ieee
 from gaincal.nexus import names
 from gaincal.nexus.dataset import element_type
 from gaincal.nexus.fields import attribute_text, read_array
@@ -77,6 +78,7 @@ class Master:
         return self.located.detector
 
 
+@ieee()
 def open_master(
     path: str | os.PathLike[str],
     *,

@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from gaincal.kernels.libraries import plugins
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
 from gaincal.nexus.packing import Piece
@@ -90,8 +91,6 @@ def copy_frames(group: h5py.Group, name: str, words: Readable, after: Callable[[
     -----
     A frame that lost packets has words for a part of a module: then the chunks are as small as packets.
     """
-    import hdf5plugin
-
     shape = words.shape
     frame_bytes = int(np.prod(shape[1:])) * words.dtype.itemsize
     blocks = list(split_frames(0, shape[0], max(1, BLOCK_BYTES // frame_bytes)))
@@ -99,7 +98,7 @@ def copy_frames(group: h5py.Group, name: str, words: Readable, after: Callable[[
     whole = shape[-2] if len(shape) > STRIP_RANK else 1
     rows = PACKET_ROWS if torn and whole % PACKET_ROWS == 0 else 1 if torn else whole
     chunks = (*(1,) * (len(shape) - 2), rows, shape[-1])
-    options = dict(hdf5plugin.Bitshuffle(cname="lz4"))
+    options = dict(plugins().Bitshuffle(cname="lz4"))
     dataset = group.create_dataset(name, shape, words.dtype, chunks=chunks, fletcher32=True, **options)
     for first, count in blocks:
         values, missing = words.read((first, *(0,) * (len(shape) - 1)), (count, *shape[1:]))

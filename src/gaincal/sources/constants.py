@@ -99,8 +99,14 @@ def _load_arranged(
     if not isinstance(loaded.values, np.ndarray):
         problem = f"has shape {loaded.values.shape}, too large to be put into images of {pixels}"
         raise FileError(spec.file, spec.path or "", problem, "assemble the modules stacked", code="wrong-shape")
-    fill = np.nan if loaded.values.dtype.kind == "f" else 0  # there are no pixels that would need it
-    return replace(loaded, values=lies.arranged(loaded.values, fill)), provenance
+    return replace(loaded, values=arranged(loaded.values, len(axes), lies)), provenance
+
+
+def arranged(values: Array, axes: int, lies: Arrangement) -> Array:
+    """A constant of stacked modules, behind so many axes, as they lie in a frame; any other as it is."""
+    if not lies.in_one_image or values.shape[axes:] != lies.stack:
+        return values
+    return lies.arranged(values, np.nan if values.dtype.kind == "f" else 0)  # no pixel needs what fills the gaps
 
 
 def _stacked(shape: tuple[int, ...], pixels: tuple[int, ...]) -> bool:

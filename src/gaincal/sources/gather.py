@@ -26,7 +26,7 @@ from gaincal.nexus.scaling import read_scaling
 from gaincal.nexus.trust import Place, Resolver
 from gaincal.nexus.words import Readable, Words
 from gaincal.nexus.write import parse_metadata, parse_number
-from gaincal.sources.constants import load_constant
+from gaincal.sources.constants import arranged, load_constant
 from gaincal.sources.files import Spec, find_words, load_numbers
 from gaincal.sources.mask_bits import NXMX, Translation, translate
 from gaincal.sources.masks import read_mask
@@ -144,7 +144,7 @@ def load_constants(
         axes = formula.checked.types[name].axes
         if isinstance(source, np.ndarray):
             labels = tuple(tuple(range(n)) for n in source.shape[: len(axes)])
-            loaded[name] = ConstantMap(source, labels)
+            loaded[name] = ConstantMap(source if lies is None else arranged(source, len(axes), lies), labels)
             provenance[name] = Provenance("memory", "array", _now())
         else:
             spec = Spec.parse(os.fspath(source))

@@ -16,11 +16,13 @@ from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
+from gaincal.kernels.arithmetic import ieee
 from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.master import Content, Placement, write_master
 from gaincal.nexus.preview import make_preview
-from gaincal.nexus.trust import reading
+from gaincal.nexus.sweeps import Direction, Motion
+from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Readable
 from gaincal.nexus.write import parse_number
 from gaincal.sources.files import Spec, load_numbers
@@ -43,6 +45,7 @@ from gaincal.sources.gather import (
 )
 from gaincal.sources.geometry import find_geometry
 from gaincal.sources.recognise import AUTO, recognise
+from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
 
@@ -69,6 +72,7 @@ class Embedded:
     notes: list[str]
 
 
+@ieee()
 def embed(
     raw: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
@@ -81,6 +85,8 @@ def embed(
     mask_bits: str | None = None,
     ids: Mapping[str, str | os.PathLike[str]] | None = None,
     geometry: str | os.PathLike[str] | None = None,
+    axes: Mapping[str, Motion] | None = None,
+    directions: Mapping[str, Direction] | None = None,
     source: str = AUTO,
     copy_raw: bool = False,
     in_place: bool = False,
@@ -114,6 +120,10 @@ def embed(
         Numbers that identify the frames: pulse_id, timestamp ...
     geometry : str or path, optional
         CrystFEL's ``.geom`` file of the detector.
+    axes : mapping of str to Motion, optional
+        How axes of the goniometer move from frame to frame, where the raw file does not say it.
+    directions : mapping of str to Direction, optional
+        Axes that the raw file does not describe, from the laboratory to the sample.
     source : str
         Which facility wrote the run; ``auto`` finds out, ``plain`` takes a dataset as it is.
     copy_raw : bool
@@ -136,58 +146,90 @@ def embed(
     spec = Spec.parse(os.fspath(raw))
     if in_place == (output is not None):
         raise RequestError("give an output file, or in_place, not both")
+    if in_place and (axes or directions):
+        raise RequestError("axes of the goniometer are stated in a master, not in place")
     target = Path(os.path.realpath(spec.file)) if output is None else Path(output)
     refuse_existing(target, overwrite or in_place)
     run = recognise(spec.file, spec.path, source)
     if run is not None and in_place:
         raise RequestError(f"{spec.file} is a run ({run.kind}): write a master for it, not in place")
     chosen = load_formula(formula if formula is not None else suggested_formula(run))
+    stated = _Stated(
+        constants, settings or {}, inputs or {}, mask, mask_bits, ids or {}, geometry, axes or {}, directions or {}
+    )
     with open_raw(spec, run, trust) as resolver, reading(spec.file):
-        place, words = find_readers(resolver, spec, chosen, run)
         template = find_template(resolver) if run is None else None
-        layout = _layout(words)
-        given = recorded_inputs(chosen, run)
-        constants, settings = _with_plain_constants(chosen, constants, settings or {})
-        stated, metadata = split_settings(chosen, settings, resolver, template)
-        placed = find_geometry(geometry, metadata, layout)
-        given |= stated | stated_inputs(chosen, inputs or {}, layout)
-        lies = run.lies if run else None
-        translated = find_mask(mask, mask_bits, resolver, template, layout, lies)
-        bad = placed.masked(translated.mask if translated else None)
-        loaded, provenance = load_constants(chosen, constants, layout, lies)
-        for name, (constant, origin) in stated_scaling(resolver, template, chosen, layout).items():
-            loaded.setdefault(name, constant)
-            provenance.setdefault(name, origin)
-        calibration = _bound(chosen, layout, words, given, bad, loaded)
-        check_ids(ids or {}, taken_names(chosen))
-        numbers = {n: load_numbers(Spec.parse(os.fspath(s)), (layout.frames,)) for n, s in (ids or {}).items()}
+        content, told_so_far = _content(resolver, spec, chosen, run, template, stated)
         if not in_place:
-            read = [*resolver.opened, *(run.files if run else ())]
-            refuse_input(target, [*read, *_files(constants, inputs or {}, mask, ids or {}, geometry)])
-        numbers = existing_ids(resolver, template, layout) | dict(run.ids if run else {}) | numbers
-        content = Content(
-            place,
-            words,
-            calibration,
-            loaded,
-            provenance,
-            given,
-            placed.metadata,
-            bad,
-            numbers,
-            placed.geometry,
-            placed.arm,
-            run.account if run else None,
-            lies,
-        )
-        image, doubts = make_preview(calibration, words)
+            refuse_input(target, [*resolver.opened, *(run.files if run else ()), *stated.files])
+        image, doubts = make_preview(content.calibration, content.words)
         start = resolver.master if in_place else None
         with atomic_output(target, overwrite=overwrite or in_place, start_from=start) as written:
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
-    notes += [origin.note for origin in provenance.values() if origin.note]
-    notes = told(chosen, run) + list(translated.notes if translated else ()) + list(placed.notes) + notes + doubts
-    return Embedded(target, checksum, content.calibration.available_outputs(), notes)
+    notes += [origin.note for origin in content.provenance.values() if origin.note]
+    return Embedded(target, checksum, content.calibration.available_outputs(), [*told_so_far, *notes, *doubts])
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What a user states of a run; see `embed`."""
+
+    constants: Mapping[str, Source]
+    settings: Mapping[str, object]
+    inputs: Mapping[str, str | os.PathLike[str]]
+    mask: str | os.PathLike[str] | None
+    mask_bits: str | None
+    ids: Mapping[str, str | os.PathLike[str]]
+    geometry: str | os.PathLike[str] | None
+    axes: Mapping[str, Motion]
+    directions: Mapping[str, Direction]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are named."""
+        named = (*self.constants.values(), *self.inputs.values(), *self.ids.values(), self.mask, self.geometry)
+        return [Spec.parse(os.fspath(s)).file for s in named if isinstance(s, str | os.PathLike)]
+
+
+def _content(
+    resolver: Resolver, spec: Spec, formula: Formula, run: RawRun | None, template: Place | None, stated: _Stated
+) -> tuple[Content, list[str]]:
+    """Everything that goes into the master, bound together, and what the user should know of it."""
+    place, words = find_readers(resolver, spec, formula, run)
+    layout, lies = _layout(words), run.lies if run else None
+    constants, settings = _with_plain_constants(formula, stated.constants, stated.settings)
+    numbers, metadata = split_settings(formula, settings, resolver, template)
+    placed = find_geometry(stated.geometry, metadata, layout)
+    given = recorded_inputs(formula, run) | numbers | stated_inputs(formula, stated.inputs, layout)
+    translated = find_mask(stated.mask, stated.mask_bits, resolver, template, layout, lies)
+    bad = placed.masked(translated.mask if translated else None)
+    loaded, provenance = load_constants(formula, constants, layout, lies)
+    for name, (constant, origin) in stated_scaling(resolver, template, formula, layout).items():
+        loaded.setdefault(name, constant)
+        provenance.setdefault(name, origin)
+    calibration = _bound(formula, layout, words, given, bad, loaded)
+    check_ids(stated.ids, taken_names(formula))
+    ids = existing_ids(resolver, template, layout) | dict(run.ids if run else {})
+    ids |= {n: load_numbers(Spec.parse(os.fspath(s)), (layout.frames,)) for n, s in stated.ids.items()}
+    content = Content(
+        place,
+        words,
+        calibration,
+        loaded,
+        provenance,
+        given,
+        placed.metadata,
+        bad,
+        ids,
+        placed.geometry,
+        placed.arm,
+        run.account if run else None,
+        lies,
+        stated.axes,
+        stated.directions,
+    )
+    return content, [*told(formula, run), *(translated.notes if translated else ()), *placed.notes]
 
 
 def load_formula(formula: str | os.PathLike[str] | Formula) -> Formula:
@@ -221,19 +263,6 @@ def _bound(
     if mask is not None and any(i.name == names.PIXEL_MASK for i in formula.inputs):
         given[names.PIXEL_MASK] = mask
     return bind(formula, layout, {n: w.dtype for n, w in words.items()}, given, constants)
-
-
-def _files(
-    constants: Mapping[str, Source],
-    inputs: Mapping[str, str | os.PathLike[str]],
-    mask: str | os.PathLike[str] | None,
-    ids: Mapping[str, str | os.PathLike[str]],
-    geometry: str | os.PathLike[str] | None,
-) -> list[Path]:
-    """The files that constants, inputs, mask, ids and geometry come from."""
-    given = (*constants.values(), *inputs.values(), *ids.values(), mask, geometry)
-    named = [s for s in given if isinstance(s, str | os.PathLike)]
-    return [Spec.parse(os.fspath(s)).file for s in named]
 
 
 def _with_plain_constants(

@@ -1,0 +1,130 @@
+"""``gaincal apply``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import click
+
+from gaincal.cli.common import json_option, pairs, print_json, trust_option
+
+
+def _range(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> tuple[int | None, int | None] | None:
+    if value is None:
+        return None
+    first, separator, stop = value.partition(":")
+    try:
+        if separator:
+            return (int(first) if first else None, int(stop) if stop else None)
+    except ValueError:
+        pass
+    raise click.BadParameter("write A:B, A: or :B", context, parameter)
+
+
+def _flagged(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return 0.0 if value == "zero" else float(value)
+    except ValueError:
+        raise click.BadParameter("nan, zero or a number", context, parameter) from None
+
+
+@click.command()
+@click.argument("master")
+@click.option("-o", "target", metavar="OUT", help="The file to write; default: MASTER_OUTPUT.nxs beside the master.")
+@click.option("--for", "reader", metavar="dials|xds|crystfel", help="Write counts as this program accepts them.")
+@click.option("--output", metavar="NAME", help="Output of the formula; its default one if not given.")
+@click.option("--dtype", metavar="T", help="One of the dtypes that the output declares.")
+@click.option("--flagged", callback=_flagged, metavar="nan|zero|NUMBER", help="Value of flagged pixels.")
+@click.option("--frames", callback=_range, metavar="A:B", help="Only frames A to B - 1.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
+@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@click.option("--profile", metavar="PROGRAM", help="Reproduce another program: jungfrau_utils, aare ...")
+@click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
+@click.option("--errors", is_flag=True, help="Write standard deviations, too.")
+@click.option("--jobs", type=click.IntRange(1, 1024), help="Threads, or workers; default: all there are.")
+@click.option("--max-memory", type=click.IntRange(1), metavar="MIB", help="For frames on their way; default: 1024.")
+@click.option("--scheduler", metavar="ADDRESS|local", help="Compute on a dask cluster, or with processes here.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
+@trust_option
+@json_option
+def apply(
+    master: str,
+    target: str | None,
+    reader: str | None,
+    output: str | None,
+    dtype: str | None,
+    flagged: float | None,
+    frames: tuple[int | None, int | None] | None,
+    settings: tuple[str, ...],
+    calibration: str | None,
+    profile: str | None,
+    reasons: str | None,
+    errors: bool,
+    jobs: int | None,
+    max_memory: int | None,
+    scheduler: str | None,
+    overwrite: bool,
+    trust: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write the calibrated frames of MASTER as a standard NXmx file."""
+    from gaincal.nexus.write import parse_number
+    from gaincal.progress import progress
+
+    inputs = {name: parse_number(name, text) for name, text in pairs(settings, "--set").items()}
+    with _applying(scheduler, jobs) as run, progress("apply", "frames") as advance:
+        done = run(
+            master,
+            target,
+            output=output,
+            dtype=dtype,
+            flagged=flagged,
+            frames=frames,
+            inputs=inputs,
+            calibration=calibration,
+            profile=profile,
+            reasons=None if reasons is None else [name for name in reasons.split(",") if name],
+            errors=errors,
+            reader=reader,
+            jobs=jobs,
+            max_memory=max_memory,
+            overwrite=overwrite,
+            trust=trust,
+            progress=advance,
+        )
+    if as_json:
+        print_json(asdict(done))
+        return
+    click.echo(f"{done.path}: {done.frames} frames of {done.output} ({done.units}) as {done.dtype}")
+    total = done.frames * done.pixels
+    for name, count in done.flags.items():
+        if count:
+            click.echo(f"  {name:20} {count:12} pixels  {100 * count / total:.4f} %")
+    if done.missing_frames:
+        click.echo(f"  {done.missing_frames} frames are missing entirely")
+    if done.not_tested:
+        click.echo(f"  not tested: {', '.join(done.not_tested)}")
+    if done.settings:
+        click.echo(f"{done.settings}: what to tell the program")
+
+
+@contextmanager
+def _applying(scheduler: str | None, jobs: int | None) -> Iterator[Callable[..., Any]]:
+    """What applies: this process, or a cluster for as long as the context lasts."""
+    if scheduler is None:
+        from gaincal.verbs.apply import apply as run
+
+        yield run
+        return
+    from gaincal.scatter import apply_on, connected
+
+    with connected(scheduler, jobs) as client:
+        yield partial(apply_on, client)
