@@ -14,7 +14,15 @@ from gaincal.constants import SLAB_DIMS, ConstantMap, LargeConstant
 from gaincal.errors import BindError
 from gaincal.formulas.checks import FRAME, WORD_DTYPES, is_words
 from gaincal.formulas.formula import Constant, Formula, Input
-from gaincal.formulas.program import Labels, Program, needs, program_for_output, program_for_step, testable_flags
+from gaincal.formulas.program import (
+    RESERVED_FLAGS,
+    Labels,
+    Program,
+    needs,
+    program_for_output,
+    program_for_step,
+    testable_flags,
+)
 from gaincal.kernels.blocks import Still
 from gaincal.kernels.memory import aligned
 from gaincal.kernels.packed import Packed
@@ -97,6 +105,10 @@ class Calibration:
     def tested_flags(self) -> list[str]:
         """Flags for which everything is there."""
         return [flag.name for _, flag in testable_flags(self.formula, self.given)]
+
+    def flag_bits(self) -> dict[str, int]:
+        """The bit of every reason that flags can have."""
+        return {flag.name: bit for bit, flag in enumerate(self.formula.flags)} | RESERVED_FLAGS
 
     def program(self, output: str | None = None, dtype: str | None = None, flagged: float | None = None) -> Program:
         """What computes an output; raises RequestError if it is not to be had."""

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from gaincal._version import __version__
-from gaincal.cli import apply, assemble, demo, embed, formula, geometry, inspect, views
+from gaincal.cli import apply, assemble, demo, embed, formula, geometry, inspect, refine, report, show, views
 from gaincal.errors import GaincalError, OutputError, one_line
 
 SIGNAL_EXIT = 128
@@ -55,4 +55,7 @@ main.add_command(formula.formula)
 main.add_command(geometry.geometry)
 main.add_command(inspect.info)
 main.add_command(inspect.validate)
+main.add_command(refine.refine)
+main.add_command(report.report)
+main.add_command(show.show)
 main.add_command(views.views)

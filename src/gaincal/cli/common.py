@@ -97,3 +97,20 @@ def print_notes(notes: Iterable[str]) -> None:
     """Tell people what they may want to know, where it disturbs no other program."""
     for note in notes:
         click.echo(f"note: {one_line(note)}", err=True)
+
+
+def need(module: str, extra: str) -> None:
+    """Say how to get what an extra brings; raises RequestError."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise RequestError(f"{module} is not installed: pip install 'gaincal[{extra}]' brings it")
+
+
+def frames_of(context: click.Context, parameter: click.Parameter, value: str) -> int | None:
+    """How many frames are looked at, None for all."""
+    if value == "all":
+        return None
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
+    raise click.BadParameter("a number above 0, or all", context, parameter)

@@ -148,15 +148,20 @@ def program_for_output(
     return _program(formula, labels, output.name, chosen, value, limits, flags, True, defaulted)
 
 
-def program_for_step(formula: Formula, labels: Mapping[str, Labels], name: str, dtype: str) -> Program:
-    """Program that delivers an integer step or a words input as it is, in `dtype`, without flags.
+def program_for_step(
+    formula: Formula, labels: Mapping[str, Labels], name: str, dtype: str, given: frozenset[str] | None = None
+) -> Program:
+    """Program that delivers an integer step or a words input as it is, in `dtype`.
+
+    There are no flags, or those that can be tested with what is `given`; they void nothing.
 
     Where words are missing a signed result is -1 ('no stage'), an unsigned one 0.
     """
     if formula.checked.types[name].kind != "integer":
         raise ValueError(f"{name} is no integer")
     low, high = INTEGER_OUTPUTS[dtype]
-    return _program(formula, labels, name, dtype, NO_STAGE if low < 0 else 0, (low, high), [], False)
+    flags = [] if given is None else testable_flags(formula, given)
+    return _program(formula, labels, name, dtype, NO_STAGE if low < 0 else 0, (low, high), flags, False)
 
 
 def _limits(dtype: str, fill: int | None) -> tuple[int, int] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -129,9 +128,8 @@ def read_account(resolver: Resolver, group: Place) -> Account:
     for name, values in columns.items():
         if not isinstance(values[0], str if name in _TEXTS else int):
             raise group.error(f"has a column {name} of another type", "assemble it again", code="odd-type")
-    rows: Iterator[dict[str, Any]]
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    modules = tuple(ModuleAccount(**{n: "" if v == _EMPTY else v for n, v in row.items()}) for row in rows)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    modules = tuple(_module(row) for row in rows)
     tolerance = resolver.find("tolerance", group)
     return Account(
         read_text(resolver.walk(group, "matched_by")),
@@ -140,6 +138,10 @@ def read_account(resolver: Resolver, group: Place) -> Account:
         modules,
         None if tolerance is None else _number(tolerance),
     )
+
+
+def _module(row: dict[str, Any]) -> ModuleAccount:
+    return ModuleAccount(**{name: "" if value == _EMPTY else value for name, value in row.items()})
 
 
 def read_arrangement(resolver: Resolver, group: Place, shape: tuple[int, ...], modules: int) -> Arrangement:

@@ -143,12 +143,17 @@ def atomic_output(
 
 def write_text(target: str | os.PathLike[str], text: str, *, overwrite: bool = False) -> None:
     """Write a small text file that appears under its name only when it is complete; raises OutputError."""
+    write_bytes(target, text.encode("utf-8"), overwrite=overwrite)
+
+
+def write_bytes(target: str | os.PathLike[str], content: bytes, *, overwrite: bool = False) -> None:
+    """Write a small file that appears under its name only when it is complete; raises OutputError."""
     path = Path(target)
     part = path.with_name(path.name + PART)
     refuse_existing(path, overwrite)
     with _owned(path, part) as descriptor:
         try:
-            view = memoryview(text.encode("utf-8"))
+            view = memoryview(content)
             while view:
                 view = view[os.write(descriptor, view) :]
             os.fsync(descriptor)

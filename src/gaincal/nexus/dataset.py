@@ -100,6 +100,7 @@ class PlainDataset:
         plist = self.dataset.id.get_create_plist()
         self.layout = plist.get_layout()
         self.chunks = self.dataset.chunks
+        self.lacking = False  # once something that was never written has been met
         itemsize = self.dtype.itemsize
         self.pipeline = Pipeline((), int(np.prod(self.chunks or (0,), dtype=object)) * itemsize, itemsize)
         self._places: dict[tuple[int, ...], tuple[int, int]] = {}
@@ -139,7 +140,7 @@ class PlainDataset:
 
     def _read_unchunked(self, box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
         if not self.complete:
-            out[...], missing[...] = 0, True
+            out[...], missing[...], self.lacking = 0, True, True
             return
         values = out if out.flags.c_contiguous else np.empty(box[1], out.dtype)
         try:
@@ -157,7 +158,7 @@ class PlainDataset:
         whole = part[1] == self.chunks and target.flags.c_contiguous and target.dtype == self.dtype
         size = self._located(offset)[1]
         if not size:
-            target[...], missing[inside] = 0, True
+            target[...], missing[inside], self.lacking = 0, True, True
             return
         if whole and not self.pipeline.filters and size == self.pipeline.chunk_bytes:
             self._fetch(offset, target.reshape(-1).view(np.uint8))
@@ -287,6 +288,17 @@ class PlainDataset:
             return int(not self.complete)
         grid = [-(-s // c) for s, c in zip(self.dataset.shape, self.chunks, strict=True)]
         return int(np.prod(grid, dtype=object)) - int(self.dataset.id.get_num_chunks())
+
+    def holes(self, box: Box) -> Iterator[Box]:
+        """Parts of a box that were never written."""
+        if self.chunks is None:
+            yield from () if self.complete else (box,)
+            return
+        for offset in self.offsets(box):
+            if not self._located(offset)[1]:
+                part = intersection((offset, self.chunks), box)
+                assert part is not None
+                yield part
 
     def copy_to(self, group: h5py.Group, name: str, after_chunk: Callable[[], None]) -> None:
         """Copy the dataset as it is stored, every chunk checked and none decoded; what was never written stays so.

@@ -196,15 +196,18 @@ class Words:
             If a stored chunk is damaged.
         """
         wanted = (start, count)
-        words, missing = empty_aligned(count, self.dtype), empty_aligned(count, np.bool_)
-        missing[...] = True
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
+        sources = [self.pieces[index].source for index in touched]
+        known = self._disjoint and None not in sources  # memory that is never touched costs nothing
+        words, missing = empty_aligned(count, self.dtype), np.zeros(count, np.bool_)
+        if not known:
+            missing[...] = True
         threads = threads if words.nbytes >= MIN_SHARED_BYTES else 1
-        jobs = [self._jobs(self.pieces[index], wanted, words, missing) for index in touched]
+        jobs = [self._jobs(self.pieces[index], wanted, words, missing, known) for index in touched]
         for piece in [list(chain.from_iterable(jobs))] if self._disjoint else jobs:
             run_all(piece, threads)
-        if not missing.any():
+        if (known and not any(s.lacking for s in sources if s)) or not missing.any():
             return words, None
         words[missing] = 0
         return words, missing
@@ -239,14 +242,15 @@ class Words:
         return pack(self.shape, planned, first, count, threads) if len(planned) == len(touched) else None
 
     def _jobs(
-        self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_]
+        self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_], known: bool
     ) -> list[Callable[[], None]]:
         """What there is to do to read the part of a piece that lies in a box."""
         part = intersection(piece.box, wanted)
         if part is None:
             return []
         inside = tuple(slice(p - w, p - w + n) for p, w, n in zip(part[0], wanted[0], part[1], strict=True))
-        missing[inside] = piece.source is None
+        if not known:
+            missing[inside] = piece.source is None
         if piece.source is None:
             return []
         box = piece.source_part(part)  # reshaping to it only adds or drops dims of length 1: still the same memory

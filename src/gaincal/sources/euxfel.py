@@ -193,6 +193,7 @@ def _run(
         notes=(*notes, *_notes(order, modules, len(trains))),
         lies=lies,
         account=matched.account(f"train_id, {family.second}", {n: ("", _problem(modules.get(n))) for n in order}),
+        facts={"detector_name": name},
     )
 
 

@@ -93,6 +93,10 @@ class RawRun:
         How modules lie in a frame, where the frames were put together here.
     account : Account, optional
         What became of all that the modules recorded, where their frames were matched here.
+    forced : ndarray (frame,) or (frame, module), optional
+        The gain code that the files say was forced in each frame, 0 for none; None where they say nothing of it.
+    facts : mapping of str to str or float
+        What else they say, by the names of constants files: detector_name, start_time, exposure_time in s ...
     """
 
     kind: str
@@ -109,6 +113,8 @@ class RawRun:
     notes: tuple[str, ...] = ()
     lies: Arrangement | None = None
     account: Account | None = None
+    forced: Array | None = None
+    facts: Mapping[str, str | float] = field(default_factory=dict)
 
 
 def by_frame(values: Array) -> Array:

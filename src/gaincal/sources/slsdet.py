@@ -144,6 +144,8 @@ def recognise(path: Path) -> RawRun | None:
         ids=_ids(headers),
         files=(master.file, *(f for p in ports for f in p.files)),
         notes=tuple(_notes(master, ports, headers, info)),
+        forced=by_frame((info >> 12 & 3).astype(np.uint8)),
+        facts=master.stated,
     )
 
 

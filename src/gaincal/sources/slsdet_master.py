@@ -7,7 +7,9 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ MAX_MASTER_BYTES, MAX_PORTS, MAX_COUNT = 1 << 20, 1024, 1 << 40
 NO_ROI = (-1, 0xFFFFFFFF)
 COPY_AGAIN = "copy the files of the run again"
 
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(s|ms|us|ns)")
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _MASTER = re.compile(r"(?P<stem>.+)_master_(?P<run>\d{1,9})\.json")
 _PIECE = re.compile(r"(?P<stem>.+)_d(?P<port>0|[1-9]\d{0,5})_f(?P<piece>0|[1-9]\d{0,5})_(?P<run>\d{1,9})\.raw")
 
@@ -37,6 +41,7 @@ class Master:
     expected: int
     per_file: int
     rows_read: int
+    stated: Mapping[str, str | float]
 
     @property
     def rows(self) -> int:
@@ -119,9 +124,24 @@ def load_master(file: Path) -> Master | None:
         expected=_number(file, facts, "Total Frames", 0, MAX_COUNT),
         per_file=_number(file, facts, "Max Frames Per File", 0, MAX_COUNT) or MAX_COUNT,  # 0: no limit
         rows_read=_number(file, facts, "Number of rows", ROWS_PER_PACKET, ROWS, ROWS),
+        stated=_stated(facts),
     )
     _check_image(master, facts, x)
     return master
+
+
+def _stated(facts: dict[str, Any]) -> dict[str, str | float]:
+    """When the run was taken (a time without its zone) and the exposure in s, where the master says it."""
+    found: dict[str, str | float] = {"detector_name": "Jungfrau"}
+    try:
+        time = datetime.strptime(str(facts.get("Timestamp")), "%a %b %d %H:%M:%S %Y")
+        found["start_time"] = time.isoformat()
+    except ValueError:
+        pass
+    exposure = _DURATION.fullmatch(str(facts.get("Exptime")))
+    if exposure:
+        found["exposure_time"] = float(exposure[1]) / _PER_SECOND[exposure[2]]
+    return found
 
 
 def _check_kind(file: Path, facts: dict[str, Any]) -> float:

@@ -107,6 +107,8 @@ def _run(resolver: Resolver, name: str, group: Place) -> RawRun:
         ids=_ids(group, columns, good),
         files=tuple(resolver.opened),
         notes=(*_notes(stripes, words), *_notes_of_frames(columns, good)),
+        forced=_forced(columns, stripes != ABSENT),
+        facts={"detector_name": name},
     )
 
 
@@ -198,13 +200,23 @@ def _inputs(columns: Mapping[str, Array], present: Flags) -> dict[str, Array]:
     """High gain of every frame, and the storage cell where more than one was used."""
     if "daq_rec" not in columns:
         return {}
-    stated = columns["daq_rec"].astype(np.int64)
-    # A module that is absent counts as the first that is not: no word of it will be read.
-    column = np.maximum(np.cumsum(present) - 1, 0) if stated.shape[1] > 1 else np.zeros(len(present), np.int64)
-    info = stated[:, column]
+    info = _info(columns, present)
     high, cells = (info & 1).astype(np.uint8), (info >> 8 & 15).astype(np.uint8)
     several = {"cell": by_frame(cells)} if (cells != cells[:1, :1]).any() else {}
     return {"high_gain": by_frame(high)} | several
+
+
+def _info(columns: Mapping[str, Array], present: Flags) -> Array:
+    """The DAQ record of every frame and module."""
+    stated = columns["daq_rec"].astype(np.int64)
+    # A module that is absent counts as the first that is not: no word of it will be read.
+    column = np.maximum(np.cumsum(present) - 1, 0) if stated.shape[1] > 1 else np.zeros(len(present), np.int64)
+    return np.asarray(stated[:, column])
+
+
+def _forced(columns: Mapping[str, Array], present: Flags) -> Array | None:
+    """The gain code that was forced in every frame, where the files have a DAQ record."""
+    return by_frame((_info(columns, present) >> 12 & 3).astype(np.uint8)) if "daq_rec" in columns else None
 
 
 def _parts(words: Words, stripes: Array) -> Iterator[Part]:

@@ -1,0 +1,1 @@
+"""How good a run and its constants are: numbers, no pictures."""

@@ -1,0 +1,140 @@
+"""Reports of constants files: what was put into dark frames is what the page and its rules say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from gaincal.errors import FileError
+from gaincal.nexus.constantsfile import ConstantsSet, read_constants
+from gaincal.quality.planes import planes_of_set
+from gaincal.quality.rules import BAD, DOUBTFUL, GOOD, NOT_JUDGED, Rule
+from gaincal.quality.set_rules import judge_set, reason_counts, six_numbers_of_set
+from gaincal.report.command import report
+from gaincal.report.of_constants import stages_lacking
+from gaincal.simulate import make_module
+from gaincal.verbs.darks import darks
+
+Array = npt.NDArray[Any]
+MODULES, FRAMES, SHAPE = 3, 50, (32, 48)
+NOISE = (15.0, 8.0, 8.0)
+DEAD, NOISY = 7, 5
+
+
+def make_set(
+    directory: Path,
+    name: str,
+    shift: float = 0.0,
+    stages: tuple[int, ...] = (0, 1, 2),
+    loud: int | None = None,
+    frames: int = FRAMES,
+) -> Path:
+    """Constants of dark frames with forced gains; some pixels of each module are dead, some noisy."""
+    random = np.random.default_rng(3)
+    with h5py.File(directory / f"{name}.h5", "w") as file:
+        shape = (frames * len(stages), MODULES, *SHAPE)
+        data = file.create_dataset("data", shape, np.uint16, chunks=(1, 1, *SHAPE), fletcher32=True)
+        for k in range(MODULES):
+            module = make_module(SHAPE, seed=k)
+            for at, stage in enumerate(stages):
+                width = np.full(SHAPE, NOISE[stage] * (5 if k == loud else 1))
+                width[1, :NOISY] *= 12
+                adc = np.rint(module.pedestal[stage] + shift + random.normal(0, 1, (frames, *SHAPE)) * width)
+                adc[:, 0, :DEAD] = 100
+                words = adc.astype(np.uint16) | np.uint16((0, 0x4000, 0xC000)[stage])
+                data[at * frames : (at + 1) * frames, k] = words
+    darks([directory / f"{name}.h5"], directory / f"{name}.nxs", formula="jungfrau_modules")
+    return directory / f"{name}.nxs"
+
+
+def judged(path: Path, previous: Path | None = None) -> tuple[ConstantsSet, dict[str, Rule]]:
+    found = read_constants(path)
+    before = [] if previous is None else planes_of_set(read_constants(previous))
+    return found, {r.name: r for r in judge_set(found, stages_lacking(found), before)}
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("sets")
+    return {
+        "good": make_set(directory, "good"),
+        "moved": make_set(directory, "moved", shift=30.0, stages=(0, 1)),
+        "loud": make_set(directory, "loud", loud=1),
+        "few": make_set(directory, "few", frames=6),
+    }
+
+
+def test_a_healthy_set_is_good(sets: dict[str, Path]) -> None:
+    found, rules = judged(sets["good"])
+    assert {n: r.state for n, r in rules.items()} == {
+        "stages-lacking": GOOD,
+        "bad-pixels": GOOD,
+        "odd-noise": GOOD,
+        "pedestal-error": GOOD,
+        "pedestal-moved": NOT_JUDGED,
+    }
+    assert rules["pedestal-error"].value == pytest.approx(1 / np.sqrt(FRAMES), rel=0.05)
+    numbers = {n.name: n.value for n in six_numbers_of_set(found, [], list(rules.values()))}
+    assert len(numbers) == 6
+    assert numbers["stages"] == "0, 1, 2"
+    assert float(numbers["noise"].split()[0]) == pytest.approx(NOISE[0], rel=0.05)
+    assert numbers["words"] == str(FRAMES)
+
+
+def test_a_stage_that_is_not_there_and_a_pedestal_that_moved_are_told(sets: dict[str, Path]) -> None:
+    found, rules = judged(sets["moved"], sets["good"])
+    assert stages_lacking(found) == [2]
+    assert (rules["stages-lacking"].state, rules["stages-lacking"].value) == (DOUBTFUL, 1)
+    assert rules["pedestal-moved"].state == DOUBTFUL
+    assert rules["pedestal-moved"].value == pytest.approx(30 / NOISE[1], rel=0.1)
+    assert rules["pedestal-moved"].where.endswith("stage 1")
+
+
+def test_a_loud_module_and_too_few_frames_are_told(sets: dict[str, Path]) -> None:
+    rule = judged(sets["loud"])[1]["odd-noise"]
+    assert (rule.state, rule.where.split(",")[0]) == (BAD, "module 1")
+    assert rule.value == pytest.approx(5, rel=0.1)
+    assert judged(sets["few"])[1]["pedestal-error"].state in (DOUBTFUL, BAD)
+
+
+def test_reasons_are_counted_by_stage(sets: dict[str, Path]) -> None:
+    listed = reason_counts(read_constants(sets["good"]))
+    pixels, counts = listed["dead"]
+    assert int(pixels.sum()) >= MODULES * DEAD
+    assert pixels[:, 0, :DEAD].all()
+    assert set(counts) == {"0", "1", "2"}
+    assert listed["noisy"][0][:, 1, :NOISY].all()
+
+
+def test_the_page_says_so(sets: dict[str, Path], tmp_path: Path) -> None:
+    done = report(sets["loud"], tmp_path / "r.html", previous=sets["good"])
+    content = (tmp_path / "r.html").read_text("utf-8")
+    found = json.loads((tmp_path / "r.json").read_text("utf-8"))
+    assert done.verdict == found["verdict"] == "bad"
+    assert found["kind"] == "constants"
+    assert found["stages"] == [0, 1, 2]
+    assert found["lacking"] == []
+    assert {p["name"] for p in found["planes"]} == {"pedestal", "noise"}
+    assert {b["reason"] for b in found["bad_pixels"]} >= {"dead", "noisy"}
+    for title in ("Bad pixels", "pedestal, stage 2", "pedestal, stage 2: change", "noise, stage 0: change"):
+        assert f"<b>{title}.</b>" in content
+    assert "http:" not in content
+
+
+def test_a_set_that_was_changed_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:
+    changed = tmp_path / "changed.nxs"
+    changed.write_bytes(sets["good"].read_bytes())
+    with h5py.File(changed, "r+") as file:
+        file["entry/constants/pixel_mask"][0, 0, 0] ^= 1
+    with pytest.raises(FileError, match="checksum differs"):
+        report(changed, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
