@@ -32,7 +32,7 @@ from gaincal.nexus.trust import Place, Resolver, reading
 Array = npt.NDArray[Any]
 Fact = str | float | int
 STAGE, CELL, THRESHOLD = "stage", "cell", "threshold"
-AXES = (STAGE, CELL, THRESHOLD)
+AXES = (STAGE, THRESHOLD, CELL)
 REASONS, COUNTS = "reasons", "counts"
 NAMES_FIELD, BITS_FIELD = "reason_names", "reason_bits"
 UNITS = {"exposure_time": "s", "temperature": "K", "high_voltage": "V"}
