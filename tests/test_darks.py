@@ -215,7 +215,9 @@ def test_thresholds_of_agipd_lie_between_the_stages(tmp_path: Path) -> None:
         with h5py.File(path, "r+") as file:
             data = file["INSTRUMENT/SPB_DET_AGIPD1M-1/DET/0CH0:xtdf/image/data"]
             rng = np.random.default_rng(stage)
-            values = np.stack([rng.normal(5000 + stage, 8, (48, 512, 128)), rng.normal(4000 + 1000 * stage, 5, (48, 512, 128))], 1)
+            values = np.stack(
+                [rng.normal(5000 + stage, 8, (48, 512, 128)), rng.normal(4000 + 1000 * stage, 5, (48, 512, 128))], 1
+            )
             data[...] = values.round().reshape(data.shape)
     done = darks((), tmp_path / "c.nxs", stages={k: tmp_path / f"r{k}" for k in range(3)})
     assert done.constant == "offset"
@@ -231,7 +233,9 @@ def test_constants_of_a_dark_reproduce_photons(shared_data: Path, tmp_path: Path
         raw, photons, pedestal, gain = (file[n][()] for n in ("raw", "reference_photons", "pedestal", "gain"))
     rng = np.random.default_rng(2)
     noise, frames = 15.0, 64
-    words = np.stack([np.clip(np.rint(rng.normal(pedestal[0], noise)), 1, 0x3FFD).astype(np.uint16) for _ in range(frames)])
+    words = np.stack(
+        [np.clip(np.rint(rng.normal(pedestal[0], noise)), 1, 0x3FFD).astype(np.uint16) for _ in range(frames)]
+    )
     darks((), tmp_path / "c.nxs", stages={0: write_words(tmp_path / "d.h5", words)}, formula="jungfrau")
     write_words(tmp_path / "raw.h5", raw)
     master = tmp_path / "m.nxs"

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from gaincal.errors import GaincalError
     from gaincal.formulas.formula import Formula
     from gaincal.lazy import open_calibrated, open_calibrated_dataset
+    from gaincal.nexus.constantsfile import read_constants
     from gaincal.verbs.apply import apply
+    from gaincal.verbs.darks import darks
     from gaincal.verbs.embed import embed
 
 __all__ = [
@@ -18,18 +20,22 @@ __all__ = [
     "GaincalError",
     "__version__",
     "apply",
+    "darks",
     "embed",
     "open_calibrated",
     "open_calibrated_dataset",
+    "read_constants",
 ]
 
 _HOME = {
     "Formula": "gaincal.formulas.formula",
     "GaincalError": "gaincal.errors",
     "apply": "gaincal.verbs.apply",
+    "darks": "gaincal.verbs.darks",
     "embed": "gaincal.verbs.embed",
     "open_calibrated": "gaincal.lazy",
     "open_calibrated_dataset": "gaincal.lazy",
+    "read_constants": "gaincal.nexus.constantsfile",
 }
 
 

@@ -100,6 +100,9 @@ def _plain(content: Any) -> Any:
 )
 @click.option("--source", default="auto", metavar="NAME", help="auto, plain, arrays, euxfel, slsdet or swissfel.")
 @click.option("--constant", multiple=True, metavar="NAME=FILE[::/PATH]", help="A constant of the formula. Repeatable.")
+@click.option("--constants", "constants_from", metavar="DIR|FILE", help="The nearest set of gaincal darks that fits.")
+@click.option("--max-age", type=float, metavar="HOURS", help="--constants: most time between darks and run.")
+@click.option("--on-mismatch", default="refuse", metavar="refuse|warn", help="--constants: what if none fits.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An input (photon_energy) or metadata.")
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="Another input, as the formula declares it."
@@ -118,6 +121,9 @@ def embed(
     formula: str | None,
     source: str,
     constant: tuple[str, ...],
+    constants_from: str | None,
+    max_age: float | None,
+    on_mismatch: str,
     settings: tuple[str, ...],
     inputs: tuple[str, ...],
     mask: str | None,
@@ -145,6 +151,9 @@ def embed(
         formula=formula,
         source=source,
         constants=_pairs(constant, "--constant"),
+        constants_from=constants_from,
+        max_age=max_age,
+        on_mismatch=on_mismatch,
         settings=_pairs(settings, "--set"),
         inputs=_pairs(inputs, "--input"),
         mask=mask,
@@ -196,8 +205,8 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--clip", default=6.0, help="mean: leave out words beyond so many standard deviations; 0: none.")
 @click.option("--gate", default=5.0, help="gated: half width of the gate around the median.")
 @click.option("--majority", default=0.5, help="Part of the words that must be in the stage of their frame.")
-@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="When a pixel is bad: noisy=8 ...")
-@click.option("--set", "facts", multiple=True, metavar="NAME=VALUE", help="When they hold: start_time, exposure_time ...")
+@click.option("--threshold", "thresholds", multiple=True, metavar="NAME=VALUE", help="When pixels are bad: noisy=8")
+@click.option("--set", "facts", multiple=True, metavar="NAME=VALUE", help="When they hold: start_time ...")
 @click.option("--max-memory", default=1024, type=click.IntRange(1), metavar="MIB", help="For sums; default: 1024.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Threads; default: all there are.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
@@ -248,6 +257,36 @@ def _stage(text: str) -> int:
     if not text.isdecimal():
         raise RequestError(f"--stage {text}=...: a stage is a number")
     return int(text)
+
+
+@main.group()
+def constants() -> None:
+    """Compare constants files."""
+
+
+@constants.command("diff")
+@click.argument("first")
+@click.argument("second")
+@_as_json
+def constants_diff(first: str, second: str, as_json: bool) -> None:
+    """Say what has changed from FIRST to SECOND: constants, bad pixels, and how they were taken."""
+    from gaincal.verbs.constants import diff
+
+    found = diff(first, second)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    for d in found.differences:
+        where = ", ".join(f"{axis} {label}" for axis, label in d.labels.items())
+        about = f"median {d.median:+.3f}, scatter {d.scatter:.3f}, largest {d.largest:.1f} {d.units}"
+        click.echo(f"{d.constant:10} {where:18} {about}; {d.beyond} pixels far off")
+    for line in found.lacking:
+        click.echo(line)
+    click.echo("bad pixels " + ", ".join(f"{name}: {count}" for name, count in found.masked.items()))
+    for name, count in found.now_bad.items():
+        click.echo(f"  now {name:16} {count:12} pixels")
+    for name, (old, new) in found.facts.items():
+        click.echo(f"{name}: {one_line(str(old))} -> {one_line(str(new))}")
 
 
 @main.command()

@@ -118,7 +118,7 @@ class DarkTruth:
     noise : ndarray (y, x)
         ADU
     dead, noisy, switching : ndarray (y, x) of bool
-        Pixels that always deliver the same word, with far too much noise, and now and then in the next stage; none is two of these.
+        Pixels that always deliver the same word, with far too much noise, and now and then in the next stage.
     """
 
     pedestal: Array
@@ -163,5 +163,5 @@ def make_darks(
             adc += ~truth.dead * random.poisson(0.3, adc.shape) * PHOTON_ENERGY * TYPICAL_GAIN[own]
         words = np.clip(np.rint(adc), 1, ADC_MAX - 1).astype(np.uint16) | np.uint16(CODES[own])
         switched = truth.switching & (random.random(adc.shape) < 0.1)
-        words[switched] = (np.uint16(CODES[(own + 1) % 3]) | np.uint16(5000))
+        words[switched] = np.uint16(CODES[(own + 1) % 3]) | np.uint16(5000)
         yield words

@@ -339,7 +339,8 @@ def count_words(
             if _find_rows(lz4, blocks, words, single, first, count, scratch, rows) >= 0:
                 return frame * blocks.shape[1] + first // BLOCK
             for k in range(limits.shape[0]):
-                begin, span, number = np.uint16(limits[k, 0]), np.uint16(limits[k, 1] - limits[k, 0]), 0
+                begin, span = np.uint16(limits[k, 0]), np.uint16(limits[k, 1] - limits[k, 0])
+                number: Any = 0
                 for pixel in range(count):
                     number += np.uint16(_load(rows[0] + WORD_BYTES * pixel) - begin) <= span
                 found[frame, k] += number

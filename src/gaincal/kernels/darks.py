@@ -68,8 +68,8 @@ class _Gathering:
         FileError
             If a block cannot be decoded.
         """
-        parts = [(int(b), m, np.flatnonzero(bins[:, m] == b)) for m in range(self.modules) for b in np.unique(bins[:, m])]
-        parts = [part for part in parts if part[0] >= 0]
+        present = [(int(b), m) for m in range(self.modules) for b in np.unique(bins[:, m]) if b >= 0]
+        parts = [(b, m, np.flatnonzero(bins[:, m] == b)) for b, m in present]
         jobs = [
             (b, m, frames, window)
             for b, m, frames in parts
@@ -111,9 +111,7 @@ class _Gathering:
         limits = np.array(self.stages[number].limits, np.int64)
         state, kept = self.states[number], self.kept[number]
         loop, scratch = make_loop(self.counting), _scratch(isinstance(block, Packed))
-        return int(
-            loop(lz4_decoder() or 0, blocks, words, frames, held, window, clip, limits, state, kept, scratch)
-        )
+        return int(loop(lz4_decoder() or 0, blocks, words, frames, held, window, clip, limits, state, kept, scratch))
 
 
 class Sums(_Gathering):
@@ -142,7 +140,10 @@ class Sums(_Gathering):
             low[...], width[...] = given
 
     def _state(self, stage: Stage, pixels: int) -> tuple[Array, ...]:
-        low, width = np.full(pixels, stage.good[0], np.uint16), np.full(pixels, stage.good[1] - stage.good[0], np.uint16)
+        low, width = (
+            np.full(pixels, stage.good[0], np.uint16),
+            np.full(pixels, stage.good[1] - stage.good[0], np.uint16),
+        )
         kinds = (np.uint32, np.uint32, np.uint32, np.uint64, np.uint64)
         return (low, width, *(np.zeros(pixels, kind) for kind in kinds))
 
@@ -212,7 +213,7 @@ def tell_stages(block: Packed | Array, modules: int, limits: Sequence[tuple[int,
     run_all([partial(work, k) for k in range(modules)], threads)
     complain(block, failed)
     asked = sum(min(BLOCK, size - first) for first in range(0, size, SAMPLED * BLOCK))
-    return np.moveaxis(found, 0, 1) / max(1, asked)
+    return np.asarray(np.moveaxis(found, 0, 1) / max(1, asked))
 
 
 def complain(block: Packed | Array, failed: Sequence[int]) -> None:

@@ -98,9 +98,7 @@ class ConstantsWriter:
         self.group = new_group(entry, names.CONSTANTS_GROUP, names.COLLECTION)
         self._labels: dict[str, dict[str, list[int]]] = {}
 
-    def create(
-        self, name: str, dtype: npt.DTypeLike, units: str | None, labels: Mapping[str, tuple[int, ...]]
-    ) -> None:
+    def create(self, name: str, dtype: npt.DTypeLike, units: str | None, labels: Mapping[str, tuple[int, ...]]) -> None:
         """Begin a constant.
 
         Parameters

@@ -32,6 +32,7 @@ from gaincal.sources.gather import (
     find_mask,
     find_readers,
     find_template,
+    known_facts,
     load_constants,
     open_raw,
     recorded_inputs,
@@ -41,6 +42,7 @@ from gaincal.sources.gather import (
     suggested_formula,
     told,
 )
+from gaincal.sources.nearest import REFUSE, choose
 from gaincal.sources.recognise import AUTO, recognise
 
 Array = npt.NDArray[Any]
@@ -75,7 +77,10 @@ def embed(
     output: str | os.PathLike[str] | None = None,
     *,
     formula: str | os.PathLike[str] | Formula | None = None,
-    constants: Mapping[str, Source],
+    constants: Mapping[str, Source] | None = None,
+    constants_from: str | os.PathLike[str] | None = None,
+    max_age: float | None = None,
+    on_mismatch: str = REFUSE,
     settings: Mapping[str, object] | None = None,
     inputs: Mapping[str, str | os.PathLike[str]] | None = None,
     mask: str | os.PathLike[str] | None = None,
@@ -98,9 +103,16 @@ def embed(
         The master to write; with `in_place` there is none.
     formula : str, path or Formula, optional
         A name of the catalogue, a TOML file, or a formula; what the run calls for if None.
-    constants : mapping of str to str, path or ndarray
+    constants : mapping of str to str, path or ndarray, optional
         ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.  A name with
         ``{module}`` stands for one file, or dataset, per module: ``gainMaps_M{module:03d}.bin``.
+    constants_from : str or path, optional
+        A file that `darks` wrote, or a folder of them: the nearest set in time that fits gives what `constants` and
+        `mask` do not.
+    max_age : float, optional
+        Most hours between those darks and the run.
+    on_mismatch : {'refuse', 'warn'}
+        What happens if no set is young enough and of the same detector, exposure and gain mode.
     settings : mapping of str to object, optional
         Scalar inputs of the formula (photon_energy in keV), its constants that are plain numbers, and
         metadata (see `METADATA`).
@@ -145,7 +157,13 @@ def embed(
         template = find_template(resolver) if run is None else None
         layout = _layout(words)
         given = recorded_inputs(chosen, run)
-        constants, settings = _with_plain_constants(chosen, constants, settings or {})
+        constants, settings = constants or {}, settings or {}
+        nearest = None
+        if constants_from is not None:
+            facts = known_facts(resolver, template, run, settings)
+            nearest = choose(Path(constants_from), facts, max_age, on_mismatch)
+            constants, mask = {**nearest.constants(chosen), **constants}, mask or nearest.mask
+        constants, settings = _with_plain_constants(chosen, constants, settings)
         stated, metadata = split_settings(chosen, settings, resolver, template)
         given |= stated | stated_inputs(chosen, inputs or {}, layout)
         translated = find_mask(mask, mask_bits, resolver, template, layout)
@@ -168,6 +186,7 @@ def embed(
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
     notes += [origin.note for origin in provenance.values() if origin.note]
+    notes = list(nearest.notes if nearest else ()) + notes
     notes = told(chosen, run) + list(translated.notes if translated else ()) + notes + doubts
     return Embedded(target, checksum, content.calibration.available_outputs(), notes)
 
