@@ -52,10 +52,14 @@ def merged(facts: Iterable[Mapping[str, Fact]]) -> dict[str, Fact]:
     for name in (n for n in (*TEXTS, *NUMBERS) if n in every):
         values = [own[name] for own in stated if name in own]
         if name in TIMES:
-            found[name] = sorted(values, key=lambda v: str(parse_time(v)))[0 if name == TIMES[0] else -1]
+            found[name] = sorted(values, key=_moment)[0 if name == TIMES[0] else -1]
         elif len(set(values)) == 1 and len(values) == len(stated):
             found[name] = values[0]
     return found
+
+
+def _moment(value: object) -> datetime:
+    return parse_time(value) or datetime.max.replace(tzinfo=timezone.utc)
 
 
 def file_checksum(file: Path) -> str:
