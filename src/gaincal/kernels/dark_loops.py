@@ -338,8 +338,8 @@ def count_words(
 ) -> Any:
     """Count in some tiles of every frame how many words lie within each of some limits; returns -1 or what is bad.
 
-    ``frames``, ``window``, ``step``: first and last frame and pixel, and pixels from one tile to the next; ``limits`` (range, 2): first and
-    last; ``found`` (frame, range).
+    ``frames``, ``window``, ``step``: first and last frame and pixel, and pixels from one tile to the next;
+    ``limits`` (range, 2): first and last; ``found`` (frame, range).
     """
     rows, single = np.empty(1, np.int64), np.empty(1, np.int64)
     for frame in range(frames[0], frames[1]):
