@@ -141,7 +141,8 @@ def read_account(resolver: Resolver, group: Place) -> Account:
 
 
 def _module(row: dict[str, Any]) -> ModuleAccount:
-    return ModuleAccount(**{name: "" if value == _EMPTY else value for name, value in row.items()})
+    values: dict[str, Any] = {name: "" if value == _EMPTY else value for name, value in row.items()}
+    return ModuleAccount(**values)
 
 
 def read_arrangement(resolver: Resolver, group: Place, shape: tuple[int, ...], modules: int) -> Arrangement:
