@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -129,7 +130,7 @@ def read_account(resolver: Resolver, group: Place) -> Account:
         if not isinstance(values[0], str if name in _TEXTS else int):
             raise group.error(f"has a column {name} of another type", "assemble it again", code="odd-type")
     rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    modules = tuple(ModuleAccount(**{n: "" if v == _EMPTY else v for n, v in row.items()}) for row in rows)
+    modules = tuple(_row(row) for row in rows)
     tolerance = resolver.find("tolerance", group)
     return Account(
         read_text(resolver.walk(group, "matched_by")),
@@ -138,6 +139,12 @@ def read_account(resolver: Resolver, group: Place) -> Account:
         modules,
         None if tolerance is None else _number(tolerance),
     )
+
+
+def _row(stored: Mapping[str, Any]) -> ModuleAccount:
+    """A row as it was before it was stored."""
+    values: dict[str, Any] = {n: "" if v == _EMPTY else v for n, v in stored.items()}
+    return ModuleAccount(**values)
 
 
 def read_arrangement(resolver: Resolver, group: Place, shape: tuple[int, ...], modules: int) -> Arrangement:
