@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -128,8 +129,8 @@ def read_account(resolver: Resolver, group: Place) -> Account:
     for name, values in columns.items():
         if not isinstance(values[0], str if name in _TEXTS else int):
             raise group.error(f"has a column {name} of another type", "assemble it again", code="odd-type")
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    modules = tuple(_module(row) for row in rows)
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    modules = tuple(_row(row) for row in rows)
     tolerance = resolver.find("tolerance", group)
     return Account(
         read_text(resolver.walk(group, "matched_by")),
@@ -140,8 +141,9 @@ def read_account(resolver: Resolver, group: Place) -> Account:
     )
 
 
-def _module(row: dict[str, Any]) -> ModuleAccount:
-    values: dict[str, Any] = {name: "" if value == _EMPTY else value for name, value in row.items()}
+def _row(stored: Mapping[str, Any]) -> ModuleAccount:
+    """A row as it was before it was stored."""
+    values: dict[str, Any] = {n: "" if v == _EMPTY else v for n, v in stored.items()}
     return ModuleAccount(**values)
 
 
