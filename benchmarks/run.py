@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parent))
 
 import agipd
+import dark_runs
 import runs
 import starting
 import switched
@@ -27,9 +28,17 @@ from gaincal.formulas import catalog
 ROUNDS = 9
 NUMPY_FRAMES = 8
 FAMILY_FRAMES = 64
-READ_FRAMES, APPLY_FRAMES = 100, 1000
-MEMORY_FRAMES = 10_000
+READ_FRAMES, APPLY_FRAMES, DARK_FRAMES = 100, 1000, 1600
+MEMORY_FRAMES, DARK_MODULES, MEMORY_DARKS = 10_000, 16, 200
 Found = dict[str, dict[str, float]]
+DARK_PEAK = """
+import sys
+import gaincal.kernels.dark_loops
+from gaincal.verbs.darks import darks
+
+darks((), sys.argv[2], stages={0: sys.argv[1]}, formula="jungfrau_modules", method=sys.argv[3])
+print(int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) / 1024)
+"""
 PEAK = """
 import sys
 import gaincal.kernels.stream
@@ -110,13 +119,39 @@ def applying() -> Found:
     return found
 
 
+def taking_darks() -> Found:
+    """``darks`` from file to file, relative to h5py's raw words, and to the words as decoded here."""
+    found: Found = {}
+    with TemporaryDirectory(dir=".") as folder:
+        for stored in dark_runs.FILTERS:
+            run = dark_runs.build(Path(folder) / "dark.h5", DARK_FRAMES, stored)
+            for threads in (1, 2):
+                times = take_turns(dark_runs.tasks(run, DARK_FRAMES, threads), 3, 1)
+                names = ("h5py raw", "decoded")
+                found[f"{stored}, {threads} threads"] = {f"over {n}": speed_ratio(times, "darks", n) for n in names}
+            run.unlink()
+    return found
+
+
 def memory() -> Found:
     """Peak memory of ``apply`` over the imports, in MiB."""
     with TemporaryDirectory(dir=".") as folder:
         master = runs.build(Path(folder) / "run", "2 % clustered", MEMORY_FRAMES)
         command = [sys.executable, "-c", PEAK, str(master), str(Path(folder) / "out.nxs")]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return {f"apply, {MEMORY_FRAMES} frames": {"MiB": peak}}
+    return {f"apply, {MEMORY_FRAMES} frames": {"MiB": peak}, **_dark_memory()}
+
+
+def _dark_memory() -> Found:
+    """Peak memory of ``darks`` with all imports: more frames than a block holds do not change it."""
+    found: Found = {}
+    with TemporaryDirectory(dir=".") as folder:
+        run = dark_runs.build(Path(folder) / "dark.h5", MEMORY_DARKS, "bitshuffle-LZ4", DARK_MODULES)
+        for method in ("mean", "median"):
+            command = [sys.executable, "-c", DARK_PEAK, str(run), str(Path(folder) / f"{method}.nxs"), method]
+            peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            found[f"darks ({method}), {DARK_MODULES} modules"] = {"MiB": peak}
+    return found
 
 
 def starts() -> Found:
@@ -125,7 +160,16 @@ def starts() -> Found:
         return {"start": starting.all_starts(runs.build(Path(folder) / "run", "2 % clustered", 4))}
 
 
-PARTS: tuple[Callable[[], Found], ...] = (kernel, families, agipd_trains, reading, applying, memory, starts)
+PARTS: tuple[Callable[[], Found], ...] = (
+    kernel,
+    families,
+    agipd_trains,
+    reading,
+    applying,
+    taking_darks,
+    memory,
+    starts,
+)
 
 
 def main() -> None:

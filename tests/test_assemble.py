@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +367,13 @@ def test_the_master_tells_what_the_assembled_run_tells(files: ModuleFiles) -> No
         np.testing.assert_array_equal(first[f"{RAW}/pulse_id"][...], second[f"{RAW}/pulse_id"][...])
         for name in set(first[ACCOUNT]) - {"words", "formula"}:
             np.testing.assert_array_equal(first[f"{ACCOUNT}/{name}"][()], second[f"{ACCOUNT}/{name}"][()])
-    assert info(files.folder / "m.nxs")["ids"].keys() == {"pulse_id"}
+    told = info(files.folder / "m.nxs")
+    assert told["ids"].keys() == {"pulse_id"}
+    assert told["account"] == info(made.path)["account"] == asdict(made.account)
+    totals = {n: sum(getattr(row, n) for row in made.account.modules) for n in ("recorded", "written", "missing")}
+    line = "  account     4 of 4 modules, by pulse_id: " + ", ".join(f"{k} {n}" for n, k in totals.items())
+    for path in (made.path, files.folder / "m.nxs"):
+        assert line in run("info", path).output
     assert [f for f in validate(files.folder / "m.nxs") if f.severity == "error"] == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from contract import same_bits
 
 from gaincal.cli import main
 from gaincal.errors import FileError, OutputError, RequestError
+from gaincal.geometry.crystfel import read_geom
 from gaincal.nexus.names import KEV_ANGSTROM
 from gaincal.nexus.readers import READERS, SENTINEL
 from gaincal.verbs.apply import apply
 from gaincal.verbs.embed import embed
+from gaincal.verbs.geometry import load
 
 Array = npt.NDArray[Any]
 FRAMES, MODULES, ROWS, COLUMNS = 4, 3, 6, 8
@@ -212,12 +215,50 @@ def test_crystfel_is_told_where_things_lie(stack: Path, tmp_path: Path) -> None:
         assert file[stated["data"]].shape == (FRAMES, *SLAB)
         assert file[stated["mask"]].shape == SLAB
     assert [stated[f"dim{n}"] for n in range(3)] == ["%", "ss", "fs"]
-    assert stated["photon_energy"] == "12400 eV"
+    assert stated["photon_energy"] == "12400"
     assert stated["adu_per_photon"] == "1"
     energy = geometry(apply(stack, tmp_path / "keV.h5", output="energy", reader="crystfel").settings)
     assert energy["adu_per_eV"] == "0.001"
     assert int(stated["mask_good"], 16) == 0
     assert int(stated["mask_bad"], 16) == 0xFFFF
+
+
+@pytest.mark.parametrize("output", [None, "energy"])
+def test_crystfel_gets_the_panels_of_the_master(stack: Path, tmp_path: Path, output: str | None) -> None:
+    done = apply(stack, tmp_path / "run.h5", output=output, reader="crystfel")
+    positions, found = load(stack)[0].positions(), read_geom(done.settings)
+    assert found.pixels == SLAB
+    np.testing.assert_allclose(found.positions(), positions.reshape(*SLAB, 3), atol=1e-12, rtol=0)
+
+
+def test_other_readers_of_geom_put_the_pixels_in_the_same_places(stack: Path, tmp_path: Path) -> None:
+    utils = pytest.importorskip("cfelpyutils.geometry")
+    done = apply(stack, tmp_path / "run.h5", reader="crystfel")
+    theirs = utils.load_crystfel_geometry(str(done.settings))
+    assert theirs.beam["photon_energy"] == 12400
+    positions = load(stack)[0].positions()
+    for module in range(MODULES):
+        panel = theirs.detector["panels"][f"module_{module}"]
+        assert panel["dim_structure"] == ["%", "ss", "fs"]
+        assert panel["mask"] == "/entry/instrument/detector/pixel_mask"
+        assert (panel["orig_min_ss"], panel["orig_max_ss"]) == (module * ROWS, (module + 1) * ROWS - 1)
+        rows, columns = np.indices((ROWS, COLUMNS)) + 0.5
+        for k, axis in enumerate("xy"):
+            wanted = panel[f"cn{axis}"] + columns * panel[f"fs{axis}"] + rows * panel[f"ss{axis}"]
+            np.testing.assert_allclose(positions[module, ..., k], wanted / panel["res"], atol=1e-12, rtol=0)
+
+
+def test_crystfel_is_told_why_there_are_no_panels(plain: Run, stack: Path, tmp_path: Path) -> None:
+    text = apply(plain.master, tmp_path / "run.h5", reader="crystfel").settings.read_text()  # type: ignore[union-attr]
+    assert text.endswith(
+        "dim0 = %\ndim1 = ss\ndim2 = fs\n; Add the panels: nobody stated where those of master.nxs are\n"
+    )
+    shutil.copytree(stack.parent, tmp_path / "odd")
+    with h5py.File(tmp_path / "odd" / "master.nxs", "r+") as file:
+        file[f"{DETECTOR}/module_1/fast_pixel_direction"].attrs["units"] = "furlong"
+    done = apply(tmp_path / "odd" / "master.nxs", tmp_path / "odd.h5", reader="crystfel")
+    last = done.settings.read_text().splitlines()[-1]  # type: ignore[union-attr]
+    assert re.match(r"; Add the panels: .*module_1/fast_pixel_direction.*furlong", last)
 
 
 # --- what is refused -----------------------------------------------------------------------
@@ -306,6 +347,6 @@ def test_names_that_nobody_chose(stack: Path, reader: str, name: str) -> None:
 def test_an_energy_that_is_replaced_is_told(stack: Path, tmp_path: Path) -> None:
     done = run("apply", stack, "--for", "crystfel", "-o", tmp_path / "r.h5", "--set", "photon_energy=6.2")
     assert done.exit_code == 0, done.output
-    assert geometry(tmp_path / "r.geom")["photon_energy"] == "6200 eV"
+    assert geometry(tmp_path / "r.geom")["photon_energy"] == "6200"
     wavelength = contents(tmp_path / "r.h5", "/entry/instrument/beam/incident_wavelength")
     assert wavelength == pytest.approx(KEV_ANGSTROM / 6.2)

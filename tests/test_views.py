@@ -331,6 +331,40 @@ def test_the_opposite_of_stated_positions_is_half_a_turn_on(own: Run) -> None:
     np.testing.assert_allclose(axis(other.path, "omega"), 190 + STEP * np.arange(2))
 
 
+def test_embed_states_axes_that_the_raw_file_lacks(own: Run) -> None:
+    master = own.raw.parent / "turned.nxs"
+    one = np.ones((3, 8, 16), np.float32)
+    source = {"formula": "jungfrau", "constants": {"pedestal": one, "gain": one}}
+    with pytest.raises(RequestError, match="the run has no axis 'omega': say along or about which direction"):
+        embed(f"{own.raw}::/data", master, axes=STATED["axes"], **source)
+    assert not master.exists()
+    with pytest.raises(RequestError, match="stated in a master, not in place"):
+        embed(f"{own.raw}::/data", in_place=True, **STATED, **source)
+    embed(f"{own.raw}::/data", master, **STATED, **source)
+    np.testing.assert_allclose(axis(master, "omega"), 10 + STEP * np.arange(6))
+    np.testing.assert_allclose(axis(master, "omega_end"), 10 + STEP * np.arange(1, 7))
+    view = views(master, every=3).views[1]
+    np.testing.assert_allclose(axis(view.path, "omega"), 10 + STEP * np.arange(3, 6))
+
+
+def test_embed_does_not_contradict_the_raw_file(embedded: Embedded) -> None:
+    home = embedded(10 + STEP * np.arange(FRAMES)).parent
+    one = np.ones((3, *PIXELS), np.float32)
+    source = {"formula": "jungfrau", "constants": {"pedestal": one, "gain": one}}
+    with pytest.raises(RequestError, match=r"the run says 10 deg, stated are 90"):
+        embed(f"{home / 'raw.h5'}::/data", home / "o.nxs", axes={"omega": Motion(90.0, STEP)}, **source)
+    embed(f"{home / 'raw.h5'}::/data", home / "o.nxs", axes={"kappa": Motion(0.0, 0.5)}, **source)
+    np.testing.assert_allclose(axis(home / "o.nxs", "kappa"), 0.5 * np.arange(FRAMES))
+
+
+def test_where_frames_end_is_no_axis_of_its_own(embedded: Embedded) -> None:
+    run = embedded()
+    with h5py.File(run, "r+") as file:
+        for key, value in file[f"{AXES}/omega"].attrs.items():
+            file[f"{AXES}/omega_end"].attrs[key] = value
+    assert set(views(run, inverse_beam=WEDGE).views[0].positions) == {"omega", "kappa", "phi"}
+
+
 def test_a_jump_of_the_rotation_is_told(embedded: Embedded) -> None:
     omega = STEP * np.arange(FRAMES)
     omega[7:] += 3

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from gaincal.errors import GaincalError
     from gaincal.formulas.formula import Formula
     from gaincal.lazy import open_calibrated, open_calibrated_dataset
+    from gaincal.nexus.constantsfile import read_constants
     from gaincal.verbs.apply import apply
     from gaincal.verbs.assemble import assemble
+    from gaincal.verbs.darks import darks
     from gaincal.verbs.embed import embed
     from gaincal.verbs.views import views
 
@@ -21,9 +23,11 @@ __all__ = [
     "__version__",
     "apply",
     "assemble",
+    "darks",
     "embed",
     "open_calibrated",
     "open_calibrated_dataset",
+    "read_constants",
     "views",
 ]
 
@@ -32,9 +36,11 @@ _HOME = {
     "GaincalError": "gaincal.errors",
     "apply": "gaincal.verbs.apply",
     "assemble": "gaincal.verbs.assemble",
+    "darks": "gaincal.verbs.darks",
     "embed": "gaincal.verbs.embed",
     "open_calibrated": "gaincal.lazy",
     "open_calibrated_dataset": "gaincal.lazy",
+    "read_constants": "gaincal.nexus.constantsfile",
     "views": "gaincal.verbs.views",
 }
 

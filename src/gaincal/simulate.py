@@ -105,3 +105,63 @@ def _spots(shape: tuple[int, int], random: np.random.Generator, count: int = 250
     for peak, row, column in zip(peaks, rows, columns, strict=True):
         image[row - half : row + half + 1, column - half : column + half + 1] += peak * profile
     return image
+
+
+@dataclass(frozen=True)
+class DarkTruth:
+    """A module in the dark, with everything that can be wrong with it.
+
+    Parameters
+    ----------
+    pedestal : ndarray (stage, y, x)
+        ADU
+    noise : ndarray (y, x)
+        ADU
+    dead, noisy, switching : ndarray (y, x) of bool
+        Pixels that always deliver the same word, with far too much noise, and now and then in the next stage.
+    """
+
+    pedestal: Array
+    noise: Array
+    dead: Array
+    noisy: Array
+    switching: Array
+
+    @property
+    def good(self) -> Array:
+        """Pixels with nothing wrong."""
+        return ~(self.dead | self.noisy | self.switching)
+
+
+def make_dark_truth(shape: tuple[int, int] = (512, 1024), seed: int = 5) -> DarkTruth:
+    """Pedestals of a module, noise of 10 to 30 ADU, 0.5 % dead, 0.3 % noisy and 0.1 % switching pixels."""
+    random = np.random.default_rng(seed)
+    kind = random.random(shape)
+    dead, noisy, switching = kind < 0.005, (kind >= 0.005) & (kind < 0.008), (kind >= 0.008) & (kind < 0.009)
+    noise = random.uniform(10, 30, shape)
+    noise[dead] = 0
+    noise[noisy] = random.uniform(150, 400, shape)[noisy]
+    return DarkTruth(make_module(shape, seed).pedestal, noise, dead, noisy, switching)
+
+
+def make_darks(
+    truth: DarkTruth, stage: int, frames: int, seed: int = 6, wrong: float = 0.02, leak: float = 0.01
+) -> Iterator[Array]:
+    """Simulate dark frames one by one: some in a wrong stage as a whole, photons in some others.
+
+    Yields
+    ------
+    words : ndarray (y, x) of uint16
+    """
+    random = np.random.default_rng((seed, stage))
+    chosen = random.permutation(frames)
+    in_other, leaking = chosen[: round(wrong * frames)], chosen[len(chosen) - round(leak * frames) :]
+    for frame in range(frames):
+        own = (stage + 1) % 3 if frame in in_other else stage
+        adc = random.normal(truth.pedestal[own], truth.noise)
+        if frame in leaking:
+            adc += ~truth.dead * random.poisson(0.3, adc.shape) * PHOTON_ENERGY * TYPICAL_GAIN[own]
+        words = np.clip(np.rint(adc), 1, ADC_MAX - 1).astype(np.uint16) | np.uint16(CODES[own])
+        switched = truth.switching & (random.random(adc.shape) < 0.1)
+        words[switched] = np.uint16(CODES[(own + 1) % 3]) | np.uint16(5000)
+        yield words

@@ -104,7 +104,11 @@ def test_compressed_words_give_the_same(tmp_path: Path) -> None:
     words = dark_words(40, 2 * TILE, G0)
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file.create_dataset(
-            "raw", data=words.reshape(40, 64, 128), chunks=(1, 64, 128), fletcher32=True, **hdf5plugin.Bitshuffle(cname="lz4")
+            "raw",
+            data=words.reshape(40, 64, 128),
+            chunks=(1, 64, 128),
+            fletcher32=True,
+            **hdf5plugin.Bitshuffle(cname="lz4"),
         )
     with Resolver(tmp_path / "w.h5") as resolver:
         packed = Words(resolver, resolver.get("/raw")).packed(0, 40)

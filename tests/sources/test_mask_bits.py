@@ -36,6 +36,7 @@ EXPECTED: dict[str, dict[int, int]] = {
     "psi": dict.fromkeys((1, 2, 4, 5, 6, 8, 9, 10, 12), DEAD) | {0: USER} | JUNGFRAU_UTILS,
     "lcls": {0: NOISY, 1: DEAD, 2: OVER, 3: UNDER, 4: OVER, 5: UNDER, 6: DEAD},
     "lcls-until-2021": {0: NOISY, 1: OVER, 2: UNDER, 3: DEAD, 4: OVER, 5: UNDER},
+    "gaincal-darks": {0: DEAD, 1: DEAD, 2: NOISY, 3: DEAD, 4: DEAD, 5: NOISY, 6: UNDER, 7: OVER},
 }
 """Bits of NXmx, as integers, by convention and bit; written down a second time, on purpose."""
 KNOWN = [(name, bit) for name, bits in EXPECTED.items() for bit in bits]

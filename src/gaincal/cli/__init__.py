@@ -9,7 +9,21 @@ from typing import Any
 import click
 
 from gaincal._version import __version__
-from gaincal.cli import apply, assemble, demo, embed, formula, geometry, inspect, refine, report, show, views
+from gaincal.cli import (
+    apply,
+    assemble,
+    constants,
+    darks,
+    demo,
+    embed,
+    formula,
+    geometry,
+    inspect,
+    refine,
+    report,
+    show,
+    views,
+)
 from gaincal.errors import GaincalError, OutputError, one_line
 
 SIGNAL_EXIT = 128
@@ -49,6 +63,8 @@ def main(debug: bool) -> None:
 
 main.add_command(apply.apply)
 main.add_command(assemble.assemble)
+main.add_command(constants.constants)
+main.add_command(darks.darks)
 main.add_command(demo.demo)
 main.add_command(embed.embed)
 main.add_command(formula.formula)

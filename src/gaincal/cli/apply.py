@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import click
 
-from gaincal.cli.common import json_option, pairs, print_json, trust_option
+from gaincal.cli.common import json_option, pairs, print_done, trust_option
 
 
 def _range(
@@ -100,20 +99,19 @@ def apply(
             trust=trust,
             progress=advance,
         )
-    if as_json:
-        print_json(asdict(done))
-        return
-    click.echo(f"{done.path}: {done.frames} frames of {done.output} ({done.units}) as {done.dtype}")
+    print_done(done, as_json, _lines(done))
+
+
+def _lines(done: Any) -> list[str]:
+    """What people want to know of an applied file."""
+    lines = [f"{done.path}: {done.frames} frames of {done.output} ({done.units}) as {done.dtype}"]
     total = done.frames * done.pixels
-    for name, count in done.flags.items():
-        if count:
-            click.echo(f"  {name:20} {count:12} pixels  {100 * count / total:.4f} %")
+    lines += [f"  {n:20} {count:12} pixels  {100 * count / total:.4f} %" for n, count in done.flags.items() if count]
     if done.missing_frames:
-        click.echo(f"  {done.missing_frames} frames are missing entirely")
+        lines.append(f"  {done.missing_frames} frames are missing entirely")
     if done.not_tested:
-        click.echo(f"  not tested: {', '.join(done.not_tested)}")
-    if done.settings:
-        click.echo(f"{done.settings}: what to tell the program")
+        lines.append(f"  not tested: {', '.join(done.not_tested)}")
+    return lines + ([f"{done.settings}: what to tell the program"] if done.settings else [])
 
 
 @contextmanager

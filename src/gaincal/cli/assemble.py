@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gaincal.cli.common import json_option, pairs, print_json, print_lines, print_notes, trust_option
+from gaincal.cli.common import json_option, pairs, print_done, trust_option
 from gaincal.errors import RequestError
 
 ABSENT = "absent"
@@ -78,12 +78,8 @@ def assemble(
             trust=trust,
             progress=advance,
         )
-    if as_json:
-        print_json(asdict(done))
-        return
-    click.echo(f"{done.path}: words {done.shape}, matched by {done.account.matched_by}")
-    print_lines(_account_lines(asdict(done.account)["modules"]))
-    print_notes(done.notes)
+    head = f"{done.path}: words {done.shape}, matched by {done.account.matched_by}"
+    print_done(done, as_json, [head, *_account_lines(asdict(done.account)["modules"])])
 
 
 def _account_lines(modules: list[dict[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -81,6 +82,15 @@ def _plain(content: Any) -> Any:
 def print_lines(lines: Iterable[str]) -> None:
     """Print for people; what a file says cannot begin another line."""
     click.echo("\n".join(one_line(line) for line in lines))
+
+
+def print_done(done: Any, as_json: bool, lines: Iterable[str]) -> None:
+    """Print what a verb did, a dataclass: all of it for a program, or some lines for people, and its notes."""
+    if as_json:
+        print_json(asdict(done))
+        return
+    print_lines(lines)
+    print_notes(getattr(done, "notes", ()))
 
 
 def print_notes(notes: Iterable[str]) -> None:

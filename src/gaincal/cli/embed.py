@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from gaincal.cli.common import axis_options, json_option, pairs, parse_axes, print_json, print_notes, trust_option
+from gaincal.cli.common import axis_options, json_option, pairs, parse_axes, print_done, trust_option
 from gaincal.errors import RequestError
 
 
@@ -19,6 +17,9 @@ from gaincal.errors import RequestError
 )
 @click.option("--source", default="auto", metavar="NAME", help="auto, plain, arrays, euxfel, slsdet or swissfel.")
 @click.option("--constant", multiple=True, metavar="NAME=FILE[::/PATH]", help="A constant of the formula. Repeatable.")
+@click.option("--constants", "constants_from", metavar="DIR|FILE", help="The nearest set of gaincal darks that fits.")
+@click.option("--max-age", type=float, metavar="HOURS", help="--constants: most time between darks and run.")
+@click.option("--on-mismatch", default="refuse", metavar="refuse|warn", help="--constants: what if none fits.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="An input (photon_energy) or metadata.")
 @click.option(
     "--input", "inputs", multiple=True, metavar="NAME=FILE::/PATH", help="Another input, as the formula declares it."
@@ -39,6 +40,9 @@ def embed(
     formula: str | None,
     source: str,
     constant: tuple[str, ...],
+    constants_from: str | None,
+    max_age: float | None,
+    on_mismatch: str,
     settings: tuple[str, ...],
     inputs: tuple[str, ...],
     mask: str | None,
@@ -69,6 +73,9 @@ def embed(
         formula=formula,
         source=source,
         constants=pairs(constant, "--constant"),
+        constants_from=constants_from,
+        max_age=max_age,
+        on_mismatch=on_mismatch,
         settings=pairs(settings, "--set"),
         inputs=pairs(inputs, "--input"),
         mask=mask,
@@ -81,8 +88,4 @@ def embed(
         overwrite=overwrite,
         trust=trust,
     )
-    if as_json:
-        print_json(asdict(done))
-        return
-    click.echo(f"{done.path}: outputs {', '.join(done.outputs) or 'none'}")
-    print_notes(done.notes)
+    print_done(done, as_json, [f"{done.path}: outputs {', '.join(done.outputs) or 'none'}"])

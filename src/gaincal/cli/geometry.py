@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from gaincal.cli.common import json_option, print_json, print_lines, trust_option
+from gaincal.cli.common import json_option, print_done, trust_option
 
 
 @click.command()
@@ -23,7 +21,4 @@ def geometry(
     from gaincal.verbs.geometry import geometry as run
 
     found = run(file, target, split=split, overwrite=overwrite, trust=trust)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        print_lines(found.lines())
+    print_done(found, as_json, found.lines())

@@ -34,7 +34,8 @@ def info(file: str, calibration: str | None, trust: tuple[str, ...], as_json: bo
 def _info_lines(found: dict[str, Any]) -> list[str]:
     if found["calibration"] is None:
         lines = [f"{found['file']}: no calibration; its largest datasets:"]
-        return lines + [f"  {d['path']}  {d['dtype']} {tuple(d['shape'])}" for d in found["datasets"]]
+        lines += [f"  {d['path']}  {d['dtype']} {tuple(d['shape'])}" for d in found["datasets"]]
+        return lines + _account_lines(found["account"])
     formula = found["formula"]
     lines = [f"{found['file']}", f"  calibration {found['calibration']}  {found['checksum'][:23]}..."]
     lines += [f"  a view of   {found['view_of']}"] if found["view_of"] else []
@@ -59,10 +60,22 @@ def _info_lines(found: dict[str, Any]) -> list[str]:
     lines += [f"  masked      {count} pixels {name}" for name, count in found["masked"].items()]
     flags = ", ".join(f["name"] + ("" if f["tested"] else " (not tested)") for f in found["flags"])
     lines.append(f"  flags       {flags}")
+    lines += _account_lines(found["account"])
     lines += [f"  ids         {name}: {low} to {high}" for name, (low, high) in found["ids"].items()]
     if found["metadata_missing"]:
         lines.append(f"  not stated  {', '.join(found['metadata_missing'])}")
     return lines
+
+
+def _account_lines(account: dict[str, Any] | None) -> list[str]:
+    """What became of the frames of all modules, in a line."""
+    if account is None:
+        return []
+    modules = account["modules"]
+    counts = ("recorded", "written", "missing", "duplicate", "rejected")
+    sums = ", ".join(f"{sum(row[name] for row in modules)} {name}" for name in counts)
+    present = sum(row["written"] > 0 for row in modules)
+    return [f"  account     {present} of {len(modules)} modules, by {account['matched_by']}: {sums}"]
 
 
 @click.command()

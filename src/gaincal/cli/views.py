@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
-from gaincal.cli.common import axis_options, json_option, parse_axes, print_json, print_lines, print_notes, trust_option
+from gaincal.cli.common import axis_options, json_option, parse_axes, print_done, trust_option
 
 
 @click.command()
@@ -57,8 +55,4 @@ def views(
             trust=trust,
             progress=advance,
         )
-    if as_json:
-        print_json(asdict(done))
-        return
-    print_lines(summary(done))
-    print_notes(done.notes)
+    print_done(done, as_json, summary(done))

@@ -157,7 +157,8 @@ class Survey:
             return found
         del histograms
         windows = [
-            gate(f.moments.mean, f.moments.noise, self.method.gate, stage) for f, stage in zip(found, stages, strict=True)
+            gate(f.moments.mean, f.moments.noise, self.method.gate, stage)
+            for f, stage in zip(found, stages, strict=True)
         ]
         sums = Sums(stages, modules, size, 0.0, windows)
         self._pass(name, sums, batch, total)

@@ -79,7 +79,9 @@ def find_recipe(formula: Formula) -> Recipe:
     pixel_dims = formula.checked.pixel_dims
     axes = tuple(d for d in constant.dims if d not in pixel_dims)
     if set(axes) - {STAGE_AXIS, CELL_AXIS}:
-        raise RequestError(f"formula '{formula.name}' has a {constant.name} by {', '.join(axes)}, which darks cannot give")
+        raise RequestError(
+            f"formula '{formula.name}' has a {constant.name} by {', '.join(axes)}, which darks cannot give"
+        )
     if any(c.name == THRESHOLDS for c in formula.constants) and len(words) == 2:
         whole = tuple(Stage(k, (0, 0xFFFF), (0, NARROW)) for k in range(3))
         return Recipe(formula, constant.name, axes, pixel_dims, words[0], "", words[1], (whole,))
@@ -145,5 +147,3 @@ def _run(formula: Formula, chosen: Array) -> tuple[int, int]:
 def by_frame_and_module(values: Array, modules: int) -> Array:
     """(frame,) or (frame, module) as (frame, module)."""
     return np.broadcast_to(values.reshape(len(values), -1), (len(values), modules))
-
-

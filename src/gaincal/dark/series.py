@@ -80,9 +80,9 @@ class Series:
         if stored is not None:
             return stored, (stored.blocks[:, :, 0] == 0).reshape(count, self.modules, -1).any(axis=2)
         words, missing = self._read(name, first, count, threads)
-        lost = np.zeros((count, self.modules), bool)
+        lost: Array = np.zeros((count, self.modules), bool)
         if missing is not None:
-            lost = missing.reshape(count, self.modules, -1).any(axis=2)
+            lost = np.asarray(missing.reshape(count, self.modules, -1).any(axis=2))
         return words.reshape(count, -1), lost
 
     def _read(self, name: str, first: int, count: int, threads: int) -> tuple[Array, Array | None]:
@@ -125,7 +125,9 @@ def make_series(
     cells = np.zeros((shape[0], modules), np.int64)
     if CELL_AXIS in recipe.axes:
         if CELL_AXIS not in inputs:
-            raise FileError(file, "", f"says nothing of memory cells, which '{recipe.formula.name}' needs", code="no-cells")
+            raise FileError(
+                file, "", f"says nothing of memory cells, which '{recipe.formula.name}' needs", code="no-cells"
+            )
         stated = by_frame_and_module(inputs[CELL_AXIS], modules)
         cells = np.where(stated == np.iinfo(stated.dtype).max, NONE, stated.astype(np.int64))
     high = np.where(high == 1, 1, 0) if len(recipe.stages) > 1 else np.zeros(high.shape, np.int64)

@@ -16,11 +16,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gaincal.kernels.dark_rules import BINS, COVER, ENOUGH, GROUP, NARROW, WARM
-from gaincal.kernels.machine import prefetch
+from gaincal.kernels.machine import copy_bytes, prefetch
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
 from gaincal.kernels.stream import AHEAD, PLANES_BYTES, _unpack
 
 LANES = 32
+ROW_BYTES = BLOCK * WORD_BYTES + 64
+"""From the row of a frame to the next: at a power of two they would drive each other out of the cache."""
 UNFOUND = -1
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 _INT16, _INT32, _INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
@@ -226,13 +228,13 @@ def _find_rows(
     tile = first // BLOCK
     for k in range(frames.size):
         frame = frames[k]
+        rows[k] = scratch.ctypes.data + PLANES_BYTES + k * ROW_BYTES
         if blocks.shape[0] == 0:
-            rows[k] = words[frame] + WORD_BYTES * first
+            copy_bytes(words[frame] + WORD_BYTES * first, rows[k], count * WORD_BYTES)
             continue
         if k + 1 < frames.size:
             for line in range(AHEAD):
                 prefetch(blocks[frames[k + 1], tile, 0] + line * 64)
-        rows[k] = scratch.ctypes.data + PLANES_BYTES + k * BLOCK * WORD_BYTES
         if not _unpack(lz4, blocks[frame, tile], count, scratch.ctypes.data, rows[k]):
             return int(frame)
     return -1
@@ -324,23 +326,32 @@ def make_loop(counting: bool) -> Any:
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def count_words(
-    lz4: int, blocks: Array, words: Array, window: tuple[int, int], step: int, limits: Array, found: Array, scratch: Any
+    lz4: int,
+    blocks: Array,
+    words: Array,
+    frames: tuple[int, int],
+    window: tuple[int, int],
+    step: int,
+    limits: Array,
+    found: Array,
+    scratch: Any,
 ) -> Any:
     """Count in some tiles of every frame how many words lie within each of some limits; returns -1 or what is bad.
 
-    ``window``, ``step``: first and last pixel, and pixels from one tile to the next; ``limits`` (range, 2): first and
-    last; ``found`` (frame, range).
+    ``frames``, ``window``, ``step``: first and last frame and pixel, and pixels from one tile to the next;
+    ``limits`` (range, 2): first and last; ``found`` (frame, range).
     """
     rows, single = np.empty(1, np.int64), np.empty(1, np.int64)
-    for frame in range(found.shape[0]):
+    for frame in range(frames[0], frames[1]):
         single[0] = frame
         for first in range(window[0], window[1], step):
             count = min(BLOCK, window[1] - first)
             if _find_rows(lz4, blocks, words, single, first, count, scratch, rows) >= 0:
                 return frame * blocks.shape[1] + first // BLOCK
             for k in range(limits.shape[0]):
-                begin, span, number = np.uint16(limits[k, 0]), np.uint16(limits[k, 1] - limits[k, 0]), 0
+                begin, span = np.uint16(limits[k, 0]), np.uint16(limits[k, 1] - limits[k, 0])
+                number = np.uint16(0)  # a tile has fewer pixels: narrow numbers make long vectors
                 for pixel in range(count):
-                    number += np.uint16(_load(rows[0] + WORD_BYTES * pixel) - begin) <= span
-                found[frame, k] += number
+                    number += np.uint16(np.uint16(_load(rows[0] + WORD_BYTES * pixel) - begin) <= span)
+                found[frame, k] += np.int64(number)
     return -1

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gaincal.kernels.dark_rules import BINS, GROUP, MOST_COUNTED, TILE, WARM, Stage
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.packed import BLOCK, WORD_BYTES, Packed
+from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.threads import run_all
 
@@ -68,8 +68,8 @@ class _Gathering:
         FileError
             If a block cannot be decoded.
         """
-        parts = [(int(b), m, np.flatnonzero(bins[:, m] == b)) for m in range(self.modules) for b in np.unique(bins[:, m])]
-        parts = [part for part in parts if part[0] >= 0]
+        present = [(int(b), m) for m in range(self.modules) for b in np.unique(bins[:, m]) if b >= 0]
+        parts = [(b, m, np.flatnonzero(bins[:, m] == b)) for b, m in present]
         jobs = [
             (b, m, frames, window)
             for b, m, frames in parts
@@ -110,10 +110,8 @@ class _Gathering:
         blocks, words = _addresses(block)
         limits = np.array(self.stages[number].limits, np.int64)
         state, kept = self.states[number], self.kept[number]
-        loop, scratch = make_loop(self.counting), _scratch(isinstance(block, Packed))
-        return int(
-            loop(lz4_decoder() or 0, blocks, words, frames, held, window, clip, limits, state, kept, scratch)
-        )
+        loop, scratch = make_loop(self.counting), _scratch()
+        return int(loop(lz4_decoder() or 0, blocks, words, frames, held, window, clip, limits, state, kept, scratch))
 
 
 class Sums(_Gathering):
@@ -142,7 +140,10 @@ class Sums(_Gathering):
             low[...], width[...] = given
 
     def _state(self, stage: Stage, pixels: int) -> tuple[Array, ...]:
-        low, width = np.full(pixels, stage.good[0], np.uint16), np.full(pixels, stage.good[1] - stage.good[0], np.uint16)
+        low, width = (
+            np.full(pixels, stage.good[0], np.uint16),
+            np.full(pixels, stage.good[1] - stage.good[0], np.uint16),
+        )
         kinds = (np.uint32, np.uint32, np.uint32, np.uint64, np.uint64)
         return (low, width, *(np.zeros(pixels, kind) for kind in kinds))
 
@@ -200,19 +201,20 @@ def tell_stages(block: Packed | Array, modules: int, limits: Sequence[tuple[int,
     found = np.zeros((modules, frames, len(limits)), np.int64)
     table = np.array(limits, np.int64).reshape(-1, 2)
     blocks, words = _addresses(block)
-    failed = [-1] * modules
+    shares = [range(k * frames // threads, (k + 1) * frames // threads) for k in range(threads)]
+    jobs = [(module, share) for module in range(modules) for share in shares if share]
+    failed = [-1] * len(jobs)
 
-    def work(module: int) -> None:
-        window, scratch = (module * size, (module + 1) * size), _scratch(isinstance(block, Packed))
-        step = SAMPLED * BLOCK
-        failed[module] = int(
-            count_words(lz4_decoder() or 0, blocks, words, window, step, table, found[module], scratch)
-        )
+    def work(number: int) -> None:
+        module, share = jobs[number]
+        window = (module * size, (module + 1) * size)
+        given = (lz4_decoder() or 0, blocks, words, (share.start, share.stop), window, SAMPLED * BLOCK, table)
+        failed[number] = int(count_words(*given, found[module], _scratch()))
 
-    run_all([partial(work, k) for k in range(modules)], threads)
+    run_all([partial(work, k) for k in range(len(jobs))], threads)
     complain(block, failed)
     asked = sum(min(BLOCK, size - first) for first in range(0, size, SAMPLED * BLOCK))
-    return np.moveaxis(found, 0, 1) / max(1, asked)
+    return np.asarray(np.moveaxis(found, 0, 1) / max(1, asked))
 
 
 def complain(block: Packed | Array, failed: Sequence[int]) -> None:
@@ -230,10 +232,11 @@ def _addresses(block: Packed | Array) -> tuple[Array, Array]:
     return np.zeros((0, 0, 2), np.int64), Rows.of(block).addresses
 
 
-def _scratch(packed: bool) -> Array:
+def _scratch() -> Array:
+    from gaincal.kernels.dark_loops import ROW_BYTES
     from gaincal.kernels.stream import PLANES_BYTES
 
-    return empty_aligned((PLANES_BYTES + GROUP * BLOCK * WORD_BYTES if packed else 0,), np.uint8)
+    return empty_aligned((PLANES_BYTES + GROUP * ROW_BYTES,), np.uint8)
 
 
 def _without_undefined(stage: Stage, found: dict[str, Array]) -> dict[str, Array]:

@@ -69,6 +69,8 @@ class ModuleAccount:
 
 _COLUMNS = tuple(f.name for f in fields(ModuleAccount))
 _TEXTS = ("file", "problem")
+_EMPTY = "-"
+"""In place of an empty text, which no HDF5 string of fixed length can be."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _column(values: list[Any]) -> Array:
     """Numbers, or text of fixed length, which a reader of an untrusted file can take in."""
     if not isinstance(values[0], str):
         return np.array(values, np.int64)
-    texts = [v.encode("ascii", "backslashreplace")[:MAX_TEXT] or b"-" for v in values]
+    texts = [v.encode("ascii", "backslashreplace")[:MAX_TEXT] or _EMPTY.encode() for v in values]
     return np.array(texts, np.bytes_)
 
 
@@ -126,8 +128,8 @@ def read_account(resolver: Resolver, group: Place) -> Account:
     for name, values in columns.items():
         if not isinstance(values[0], str if name in _TEXTS else int):
             raise group.error(f"has a column {name} of another type", "assemble it again", code="odd-type")
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    modules = tuple(ModuleAccount(**row) for row in rows)
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    modules = tuple(_module(row) for row in rows)
     tolerance = resolver.find("tolerance", group)
     return Account(
         read_text(resolver.walk(group, "matched_by")),
@@ -136,6 +138,11 @@ def read_account(resolver: Resolver, group: Place) -> Account:
         modules,
         None if tolerance is None else _number(tolerance),
     )
+
+
+def _module(row: dict[str, Any]) -> ModuleAccount:
+    values: dict[str, Any] = {name: "" if value == _EMPTY else value for name, value in row.items()}
+    return ModuleAccount(**values)
 
 
 def read_arrangement(resolver: Resolver, group: Place, shape: tuple[int, ...], modules: int) -> Arrangement:

@@ -32,7 +32,7 @@ from gaincal.nexus.trust import Place, Resolver, reading
 Array = npt.NDArray[Any]
 Fact = str | float | int
 STAGE, CELL, THRESHOLD = "stage", "cell", "threshold"
-AXES = (STAGE, CELL, THRESHOLD)
+AXES = (STAGE, THRESHOLD, CELL)
 REASONS, COUNTS = "reasons", "counts"
 NAMES_FIELD, BITS_FIELD = "reason_names", "reason_bits"
 UNITS = {"exposure_time": "s", "temperature": "K", "high_voltage": "V"}
@@ -98,9 +98,7 @@ class ConstantsWriter:
         self.group = new_group(entry, names.CONSTANTS_GROUP, names.COLLECTION)
         self._labels: dict[str, dict[str, list[int]]] = {}
 
-    def create(
-        self, name: str, dtype: npt.DTypeLike, units: str | None, labels: Mapping[str, tuple[int, ...]]
-    ) -> None:
+    def create(self, name: str, dtype: npt.DTypeLike, units: str | None, labels: Mapping[str, tuple[int, ...]]) -> None:
         """Begin a constant.
 
         Parameters

@@ -82,7 +82,7 @@ def state_axes(
     if not motions and not directions:
         return
     sample = find_sample(entry)
-    stated = Sweep("the run", ((0, frames),), motions)
+    stated = Sweep("run", ((0, frames),), motions)
     goniometer = Goniometer(read_axes(sample), directions, frames)
     goniometer.positions(stated)
     goniometer.write(sample if sample is not None else new_group(entry, "sample", names.SAMPLE), stated)

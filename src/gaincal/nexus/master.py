@@ -28,6 +28,7 @@ from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.geometry import write_geometry
 from gaincal.nexus.goniometer import state_axes
 from gaincal.nexus.group import Provenance, new_group, write_calibration
+from gaincal.nexus.preview import write_preview
 from gaincal.nexus.read import of_class
 from gaincal.nexus.run import copy_frames, map_words, outside, relative_name
 from gaincal.nexus.scaling import write_scaling
@@ -220,7 +221,7 @@ def _place_words(
     elif placement is Placement.COPIED:
         _copy_words(written, raw, name, words, place)
     elif place is not None:
-        raw[name] = h5py.ExternalLink(relative_name(written, place), place.path)
+        raw[name] = h5py.ExternalLink(relative_name(written, place.file), place.path)
     else:
         map_words(raw, name, words, partial(relative_name, written))
 
@@ -255,14 +256,7 @@ def _write_preview(entry: h5py.Group, image: Array | None, content: Content) -> 
         group = new_group(entry, path, names.DATA)
     entry.attrs[names.DEFAULT_ATTRIBUTE] = path
     discard(group, names.PREVIEW)
-    output = content.calibration.preferred_output()
-    if image is None or output is None:
-        return
-    dataset = array_field(group, names.PREVIEW, image)
-    dataset.attrs["long_name"] = "mean of some calibrated frames, binned"
-    dataset.attrs[names.UNIT_ATTRIBUTE] = content.calibration.formula.output(output).units
-    group.attrs[names.SIGNAL_ATTRIBUTE] = names.PREVIEW
-    group.attrs[names.AXES_ATTRIBUTE] = [".", "."]
+    write_preview(group, image, content.calibration)
 
 
 def _write_calibration(detector: h5py.Group, raw_paths: Mapping[str, str], content: Content) -> str:

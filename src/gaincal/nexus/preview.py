@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
 from gaincal.calibration import Calibration
 from gaincal.formulas.program import RESERVED_FLAGS
 from gaincal.kernels.threads import available_threads
+from gaincal.nexus import names
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.words import Readable
+from gaincal.nexus.write import array_field
 
 Array = npt.NDArray[Any]
 PREVIEW_FRAMES = 8
@@ -90,3 +93,15 @@ def _binned(image: Array) -> Array:
     # Rows first: whole rows are added at a time.
     summed = flat.reshape(rows // step, step, columns).sum(axis=1, dtype=np.float64)
     return np.asarray(summed.reshape(rows // step, columns // step, step).sum(axis=2))
+
+
+def write_preview(group: h5py.Group, image: Array | None, calibration: Calibration) -> None:
+    """Make a picture the image that an NXdata offers; None for none."""
+    output = calibration.preferred_output()
+    if image is None or output is None:
+        return
+    dataset = array_field(group, names.PREVIEW, image)
+    dataset.attrs["long_name"] = "mean of some calibrated frames, binned"
+    dataset.attrs[names.UNIT_ATTRIBUTE] = calibration.formula.output(output).units
+    group.attrs[names.SIGNAL_ATTRIBUTE] = names.PREVIEW
+    group.attrs[names.AXES_ATTRIBUTE] = [".", "."]

@@ -14,7 +14,10 @@ import numpy as np
 
 from gaincal.errors import FileError, RequestError, one_line
 from gaincal.formulas.program import Program
+from gaincal.geometry.crystfel_text import to_geom
+from gaincal.geometry.fit import as_slab
 from gaincal.nexus import names
+from gaincal.nexus.geometry_read import read_geometry
 from gaincal.nexus.read import Master
 from gaincal.nexus.slab import IMAGE_DIMS
 from gaincal.nexus.write import members_of_class, own
@@ -51,6 +54,8 @@ class Reader:
     settings_name, settings : str
         Name of a file, with ``{stem}`` of the file written, and the text in it: what the user has to tell the
         program.  Empty for none.
+    panels : bool
+        Whether the text ends with the panels of a ``.geom`` file.
     """
 
     title: str
@@ -62,6 +67,7 @@ class Reader:
     fixed_text: bool = False
     settings_name: str = ""
     settings: str = ""
+    panels: bool = False
 
 
 READERS: Mapping[str, Reader] = MappingProxyType(
@@ -98,12 +104,8 @@ OVERLOAD= {highest}
             needs=(),
             settings_name="{stem}.geom",
             settings="""\
-; Lines for the top of a CrystFEL geometry file: how {file} is laid out. The panels are yours;
-; module k begins at ss = {module_rows} * k.
+; How {file} is laid out, for CrystFEL.{modules}
 data = {signal}
-dim0 = %
-dim1 = ss
-dim2 = fs
 mask = {mask}
 mask_good = 0x0000
 mask_bad = 0xffff
@@ -111,6 +113,7 @@ flag_lessthan = {below}
 {gain}
 {energy}
 """,
+            panels=True,
         ),
     }
 )
@@ -123,6 +126,7 @@ FACTS: Mapping[str, str] = MappingProxyType(
         "pixel_size": "pixel_size",
     }
 )
+LAYOUT = "dim0 = %\ndim1 = ss\ndim2 = fs\n"
 GAIN = MappingProxyType({"photon": "adu_per_photon = 1", "keV": "adu_per_eV = 0.001"})
 
 
@@ -210,6 +214,7 @@ def settings(reader: Reader, master: Master, program: Program, file: Path, frame
     """
     units = master.calibration.formula.output(program.value).units
     energy = master.calibration.arrays.get(names.PHOTON_ENERGY)
+    stack = master.calibration.layout.pixels
     stated = None if energy is None or energy.size != 1 else float(energy.reshape(())) * 1000
     facts = {
         "file": one_line(file.name),
@@ -219,13 +224,29 @@ def settings(reader: Reader, master: Master, program: Program, file: Path, frame
         "frames": frames[0],
         "rows": frames[1],
         "columns": frames[2],
-        "module_rows": master.calibration.layout.pixels[-IMAGE_DIMS],
+        "modules": f" Module k begins at ss = {stack[-IMAGE_DIMS]} * k." if len(stack) > IMAGE_DIMS else "",
         "highest": program.limits[1] - 1 if program.limits else "",
         "below": BELOW.get(program.dtype, BELOW_OTHERS),
         "gain": GAIN.get(units, f"; adu_per_photon = ... : the values are in {units}"),
-        "energy": f"photon_energy = {stated:.7g} eV" if stated else "; photon_energy = ... eV",
+        "energy": f"photon_energy = {stated:.7g}" if stated else "; photon_energy = ... eV",
     }
-    return reader.settings.format_map(facts)
+    return reader.settings.format_map(facts) + (_panels(master, frames[1:]) if reader.panels else "")
+
+
+def _panels(master: Master, pixels: tuple[int, ...]) -> str:
+    """The panels of a master in images (y, x) of all its modules, as CrystFEL wants them; else why there are none."""
+    name = master.resolver.master.name
+    why = f"nobody stated where those of {name} are"
+    try:
+        found = read_geometry(master.resolver, master.detector)
+    except FileError as error:
+        found, why = None, str(error)
+    if found is not None:
+        found = as_slab(found, master.calibration.layout.pixels[-IMAGE_DIMS])
+        if all(has <= room for has, room in zip(found.pixels, pixels, strict=True)):
+            return to_geom(found)
+        why = f"{name} has them for data of {found.pixels}, not {pixels}"
+    return f"{LAYOUT}; Add the panels: {one_line(why)}\n"
 
 
 def fix_text(file: h5py.File) -> None:

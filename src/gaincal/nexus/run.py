@@ -21,9 +21,9 @@ PACKET_ROWS = 4
 """Rows of the chunks where a part of a module was lost: those of the smallest UDP packet in use."""
 
 
-def relative_name(written: AtomicFile, place: Place) -> str:
-    """How a file that is being written names the file of a dataset."""
-    return os.path.relpath(place.file, Path(os.path.realpath(written.target)).parent)
+def relative_name(written: AtomicFile, file: Path) -> str:
+    """How a file that is being written names another."""
+    return os.path.relpath(file, Path(os.path.realpath(written.target)).parent)
 
 
 def outside(target: Path, words: Iterable[Words], place: Place | None = None) -> list[str]:
@@ -36,7 +36,7 @@ def outside(target: Path, words: Iterable[Words], place: Place | None = None) ->
     return [f"the raw words lie in {d}: readers need --trust-dir {d}" for d in directories]
 
 
-def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place], str]) -> None:
+def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Path], str]) -> None:
     """Link words that are one whole dataset, plain or virtual; make a virtual dataset of all others.
 
     Parameters
@@ -45,14 +45,14 @@ def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place
     name : str
         Of the new member.
     words : Words
-    named : callable (Place) -> str
-        How the file of a dataset is called in the master.
+    named : callable (Path) -> str
+        How a file is called in the master.
     """
     held = [p for p in words.pieces if p.source is not None]
     only = held[0].source if len(words.pieces) == 1 and held else None
     whole = only.place if only is not None and only.dataset.shape == words.shape else words.whole
     if whole is not None:
-        group[name] = h5py.ExternalLink(named(whole), whole.path)
+        group[name] = h5py.ExternalLink(named(whole.file), whole.path)
         return
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     space = h5py.h5s.create_simple(words.shape)
@@ -62,7 +62,7 @@ def map_words(group: h5py.Group, name: str, words: Words, named: Callable[[Place
         if id(piece.source) not in known:
             # A percent sign would stand for the number of a block.
             place = piece.source.place
-            texts = (text.replace("%", "%%").encode() for text in (named(place), place.path))
+            texts = (text.replace("%", "%%").encode() for text in (named(place.file), place.path))
             known[id(piece.source)] = (next(texts), next(texts))
         _map(plist, space, piece, *known[id(piece.source)])
     h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(words.dtype), space, plist)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,8 +31,9 @@ from gaincal.nexus.group import (
 )
 from gaincal.nexus.origin import FIELDS as ORIGIN_FIELDS
 from gaincal.nexus.origin import Origin
+from gaincal.nexus.preview import write_preview
 from gaincal.nexus.read import Master, descend, input_place
-from gaincal.nexus.run import map_words
+from gaincal.nexus.run import map_words, relative_name
 from gaincal.nexus.scaling import FIELDS
 from gaincal.nexus.sweeps import Frames, Sweep
 from gaincal.nexus.trust import Place
@@ -217,7 +218,7 @@ class Acquisition:
         raw.attrs[names.SIGNAL_ATTRIBUTE] = next(iter(fields.values()))
         raw.attrs[names.AXES_ATTRIBUTE] = ["."] * len(self.master.calibration.layout.shape)
         for name, cut in self._words.items():
-            map_words(raw, fields[name], cut.words(sweep), lambda place: _relative(written, place.file))
+            map_words(raw, fields[name], cut.words(sweep), partial(_relative, written))
         ids = {n: values[sweep.frames] for n, values in self.master.ids.items() if n != names.RUN_FRAME}
         for name, values in {names.RUN_FRAME: self.numbers[sweep.frames], **ids}.items():
             array_field(raw, name, values)
@@ -227,14 +228,7 @@ class Acquisition:
         path = names.DATA_PATH.rsplit("/", 1)[-1]
         group = new_group(entry, path, names.DATA)
         entry.attrs[names.DEFAULT_ATTRIBUTE] = path
-        output = self.master.calibration.preferred_output()
-        if image is None or output is None:
-            return
-        dataset = array_field(group, names.PREVIEW, image)
-        dataset.attrs["long_name"] = "mean of some calibrated frames, binned"
-        dataset.attrs[names.UNIT_ATTRIBUTE] = self.master.calibration.formula.output(output).units
-        group.attrs[names.SIGNAL_ATTRIBUTE] = names.PREVIEW
-        group.attrs[names.AXES_ATTRIBUTE] = [".", "."]
+        write_preview(group, image, self.master.calibration)
 
     def _write_process(self, written: AtomicFile, entry: h5py.Group, facts: Mapping[str, object]) -> None:
         parameters = new_group(new_process(entry), "parameters", names.PARAMETERS)
@@ -328,7 +322,7 @@ def _link(written: AtomicFile, place: Place) -> h5py.ExternalLink:
 
 def _relative(written: AtomicFile, file: Path) -> str:
     """How a view names a file."""
-    name = os.path.relpath(file, Path(os.path.realpath(written.target)).parent)
+    name = relative_name(written, file)
     if not name.isprintable():
         raise RequestError(f"a view cannot name the file {name!r}: rename it")
     return name

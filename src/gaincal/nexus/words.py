@@ -199,15 +199,18 @@ class Words:
         low, high = np.array(start), np.array(start) + np.array(count)
         touched = np.flatnonzero(((self._starts < high) & (self._stops > low)).all(axis=1))
         sources = [self.pieces[index].source for index in touched]
-        known = self._disjoint and None not in sources  # memory that is never touched costs nothing
-        words, missing = empty_aligned(count, self.dtype), np.zeros(count, np.bool_)
+        # Memory that is never touched costs nothing: nothing was missing so far, and we hear if something is.
+        known = self._disjoint and None not in sources and not any(s.lacking for s in sources if s)
+        words, missing = empty_aligned(count, self.dtype), empty_aligned(count, np.bool_)
         if not known:
             missing[...] = True
         threads = threads if words.nbytes >= MIN_SHARED_BYTES else 1
         jobs = [self._jobs(self.pieces[index], wanted, words, missing, known) for index in touched]
         for piece in [list(chain.from_iterable(jobs))] if self._disjoint else jobs:
             run_all(piece, threads)
-        if (known and not any(s.lacking for s in sources if s)) or not missing.any():
+        if known and any(s.lacking for s in sources if s):
+            return self.read(start, count, threads)
+        if known or not missing.any():
             return words, None
         words[missing] = 0
         return words, missing

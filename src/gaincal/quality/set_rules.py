@@ -23,8 +23,10 @@ LACKING = (0, math.inf)
 ODD_NOISE = (2.0, 4.0)
 MOVED = (1.0, 5.0)
 FEW = (0.15, 0.35)
-"""Limits above which a set is doubtful, and bad: shares, stages, a factor, and parts of the noise of a dark frame (the
-last two are those of some 40 and 8 frames)."""
+"""Limits above which a set is doubtful, and bad: shares, stages, a factor, and parts of the noise of a dark frame.
+
+The last two are those of some 40 and 8 frames.
+"""
 GOOD_BITS = np.uint32((1 << names.BAD_BITS) - 1)
 
 

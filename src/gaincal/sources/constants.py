@@ -229,7 +229,8 @@ def _constant_place(resolver: Resolver, spec: Spec, declared: Constant) -> Place
         place = resolver.get(spec.path)
         inner = [p for n in (declared.name, "data") if (p := _member(resolver, place, n)) is not None]
         return inner[0] if inner else place
-    for path in (_PSI_NAMES.get(declared.name, ""), f"/{declared.name}"):
+    own = f"{names.CONSTANTS_PATH}/{declared.name}/{declared.name}"
+    for path in (own, _PSI_NAMES.get(declared.name, ""), f"/{declared.name}"):
         found = resolver.find(path) if path else None
         if found is not None:
             return found

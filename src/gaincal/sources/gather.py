@@ -19,7 +19,7 @@ from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
 from gaincal.nexus.arrangement import Arrangement
-from gaincal.nexus.fields import attribute_text, read_array
+from gaincal.nexus.fields import attribute_text, read_array, read_text
 from gaincal.nexus.group import Provenance
 from gaincal.nexus.read import descend, read_ids
 from gaincal.nexus.scaling import read_scaling
@@ -180,6 +180,24 @@ def find_mask(
             return translate(values, NXMX, file=place.file, place=place.path)
     gaps = lies.mask if lies is not None else None
     return None if gaps is None else translate(gaps, NXMX, file=resolver.named, place="")
+
+
+def known_facts(
+    resolver: Resolver, template: Place | None, run: RawRun | None, settings: Mapping[str, object]
+) -> dict[str, str | float | int]:
+    """When and how a run was taken, as far as its files or the user say it; what decides which constants fit."""
+    facts: dict[str, str | float | int] = dict(run.facts) if run else {}
+    start = resolver.find("start_time", template) if template else None
+    if start is not None:
+        facts["start_time"] = read_text(start)
+    for detector in descend(resolver, template, names.INSTRUMENT, names.DETECTOR):
+        exposure = resolver.find("count_time", detector)
+        values = read_array(exposure).reshape(-1) if exposure else np.empty(0)
+        if values.size == 1 and exposure and attribute_text(exposure, names.UNIT_ATTRIBUTE) in ("s", "second"):
+            facts["exposure_time"] = float(values[0])
+    texts = {n: str(v) for n, v in settings.items() if n in ("start_time", "detector_name")}
+    numbers = {n: parse_number(n, str(v)) for n, v in settings.items() if n == "exposure_time"}
+    return facts | texts | numbers
 
 
 def _now() -> str:

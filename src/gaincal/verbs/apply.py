@@ -239,9 +239,9 @@ def write_whole(work: Work, target: Path, overwrite: bool, fill: Fill) -> Applie
         return write_applied(work, target, overwrite, fill)
     second = target.with_name(reader.settings_name.format(stem=target.stem))
     refuse_existing(second, overwrite)
+    told = settings(reader, work.master, work.program, target, (work.count, *work.stored))
     applied = write_applied(work, target, overwrite, fill)
-    frames = (work.count, *work.stored)
-    write_text(second, settings(reader, work.master, work.program, target, frames), overwrite=overwrite)
+    write_text(second, told, overwrite=overwrite)
     return replace(applied, settings=second)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal._version import __version__
-from gaincal.dark.facts import file_checksum, merged, parse_facts
 from gaincal.dark.judge import CONVENTION, REASONS, Evidence, Thresholds, judge
 from gaincal.dark.measure import Found, Method, Survey
 from gaincal.dark.recipe import CELL_AXIS, STAGE_AXIS, THRESHOLDS, Recipe, find_recipe
@@ -28,6 +27,7 @@ from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.constantsfile import COUNTS, STAGE, THRESHOLD, ConstantsWriter, Fact
 from gaincal.nexus.constantsfile import REASONS as REASONS_FIELD
 from gaincal.nexus.trust import reading
+from gaincal.sources.facts import file_checksum, merged, parse_facts
 from gaincal.sources.files import Spec
 from gaincal.sources.gather import find_readers, open_raw, suggested_formula
 from gaincal.sources.mask_bits import reasons_of, translate
@@ -149,11 +149,15 @@ def darks(
         _check_alike(series)
         refuse_input(target, opened.files)
         threads = jobs or available_threads()
-        survey = Survey(series, how, max_memory << 20, threads, progress or (lambda done, total: None))
+        survey = Survey(series, how, max_memory << 20, threads, progress or _silent)
         writing = _Writing(survey, limits)
         with atomic_output(target, overwrite=overwrite) as written:
             checksum = writing.write(written.file, {**merged(opened.facts), **stated}, opened.files)
     return Darks(target, checksum, survey.recipe.constant, *writing.summary(), notes=opened.notes + writing.notes)
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Nobody wants to know."""
 
 
 class _Opened:
@@ -293,7 +297,9 @@ class _Writing:
     def _note_doubts(self) -> None:
         lacking = [label for label in self.recipe.labels if label not in self.lines]
         if lacking:
-            self.notes.append(f"no frame was in stage {', '.join(map(str, lacking))}: the set is complete for the others")
+            self.notes.append(
+                f"no frame was in stage {', '.join(map(str, lacking))}: the set is complete for the others"
+            )
         rejected = {n: c for n, c in self.survey.rejected().items() if c}
         if rejected:
             self.notes.append("frames of modules not used: " + ", ".join(f"{n} {c}" for n, c in rejected.items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from gaincal.sources.gather import (
     find_mask,
     find_readers,
     find_template,
+    known_facts,
     load_constants,
     open_raw,
     recorded_inputs,
@@ -44,6 +45,7 @@ from gaincal.sources.gather import (
     told,
 )
 from gaincal.sources.geometry import find_geometry
+from gaincal.sources.nearest import REFUSE, Choice, choose
 from gaincal.sources.recognise import AUTO, recognise
 from gaincal.sources.run import RawRun
 
@@ -78,7 +80,10 @@ def embed(
     output: str | os.PathLike[str] | None = None,
     *,
     formula: str | os.PathLike[str] | Formula | None = None,
-    constants: Mapping[str, Source],
+    constants: Mapping[str, Source] | None = None,
+    constants_from: str | os.PathLike[str] | None = None,
+    max_age: float | None = None,
+    on_mismatch: str = REFUSE,
     settings: Mapping[str, object] | None = None,
     inputs: Mapping[str, str | os.PathLike[str]] | None = None,
     mask: str | os.PathLike[str] | None = None,
@@ -104,9 +109,16 @@ def embed(
         The master to write; with `in_place` there is none.
     formula : str, path or Formula, optional
         A name of the catalogue, a TOML file, or a formula; what the run calls for if None.
-    constants : mapping of str to str, path or ndarray
+    constants : mapping of str to str, path or ndarray, optional
         ``FILE[::/path]`` (HDF5, ``.npy``, PSI ``.bin``) or the values of every constant.  A name with
         ``{module}`` stands for one file, or dataset, per module: ``gainMaps_M{module:03d}.bin``.
+    constants_from : str or path, optional
+        A file that `darks` wrote, or a folder of them: the nearest set in time that fits gives what `constants` and
+        `mask` do not.
+    max_age : float, optional
+        Most hours between those darks and the run.
+    on_mismatch : {'refuse', 'warn'}
+        What happens if no set is young enough and of the same detector, exposure and gain mode.
     settings : mapping of str to object, optional
         Scalar inputs of the formula (photon_energy in keV), its constants that are plain numbers, and
         metadata (see `METADATA`).
@@ -154,11 +166,15 @@ def embed(
     if run is not None and in_place:
         raise RequestError(f"{spec.file} is a run ({run.kind}): write a master for it, not in place")
     chosen = load_formula(formula if formula is not None else suggested_formula(run))
-    stated = _Stated(
-        constants, settings or {}, inputs or {}, mask, mask_bits, ids or {}, geometry, axes or {}, directions or {}
-    )
+    texts = settings or {}, inputs or {}, mask, mask_bits, ids or {}, geometry
+    stated = _Stated(constants or {}, *texts, axes or {}, directions or {})
     with open_raw(spec, run, trust) as resolver, reading(spec.file):
         template = find_template(resolver) if run is None else None
+        picked: Iterable[str] = ()
+        if constants_from is not None:
+            facts = known_facts(resolver, template, run, stated.settings)
+            nearest = choose(Path(constants_from), facts, max_age, on_mismatch)
+            stated, picked = stated.completed(nearest, chosen), nearest.notes
         content, told_so_far = _content(resolver, spec, chosen, run, template, stated)
         if not in_place:
             refuse_input(target, [*resolver.opened, *(run.files if run else ()), *stated.files])
@@ -168,7 +184,7 @@ def embed(
             how = Placement.IN_PLACE if in_place else Placement.COPIED if copy_raw else Placement.LINKED
             checksum, notes = write_master(written, resolver, template, content, image, how)
     notes += [origin.note for origin in content.provenance.values() if origin.note]
-    return Embedded(target, checksum, content.calibration.available_outputs(), [*told_so_far, *notes, *doubts])
+    return Embedded(target, checksum, content.calibration.available_outputs(), [*told_so_far, *picked, *notes, *doubts])
 
 
 @dataclass(frozen=True)
@@ -184,6 +200,11 @@ class _Stated:
     geometry: str | os.PathLike[str] | None
     axes: Mapping[str, Motion]
     directions: Mapping[str, Direction]
+
+    def completed(self, nearest: Choice, formula: Formula) -> _Stated:
+        """With the constants and the mask of a set, where none are stated."""
+        constants = {**nearest.constants(formula), **self.constants}
+        return replace(self, constants=constants, mask=self.mask or nearest.mask)
 
     @property
     def files(self) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
@@ -16,10 +16,11 @@ from gaincal.errors import FileError, GaincalError
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import needs
 from gaincal.nexus import names
+from gaincal.nexus.account import read_account
 from gaincal.nexus.dataset import Box, PlainDataset
 from gaincal.nexus.fields import attribute_text
 from gaincal.nexus.group import read_calibration
-from gaincal.nexus.read import Master, choose, locate, of_class, open_master
+from gaincal.nexus.read import Master, choose, descend, locate, of_class, open_master
 from gaincal.nexus.slabs import slab_places
 from gaincal.nexus.trust import Place, Resolver, reading
 from gaincal.nexus.words import Words
@@ -81,7 +82,14 @@ def info(
     with Resolver(path, trust) as resolver, reading(path):
         located = locate(resolver)
         if not located and calibration is None:
-            return {"file": os.fspath(path), "calibration": None, "datasets": _listed(resolver)}
+            detectors = descend(resolver, resolver.get("/"), names.ENTRY, names.INSTRUMENT, names.DETECTOR)
+            account = _describe_account(resolver, detectors[0]) if detectors else None
+            return {
+                "file": os.fspath(path),
+                "calibration": None,
+                "account": account,
+                "datasets": _listed(resolver),
+            }
     master = open_master(path, trust=trust, calibration=calibration)
     with master.resolver, reading(path):
         return {
@@ -92,6 +100,7 @@ def info(
             "checksum": master.stored.checksum,
             "raw": [_describe_words(name, words) for name, words in master.words.items()],
             "ids": {name: [v.min().item(), v.max().item()] for name, v in master.ids.items() if v.size},
+            "account": None if master.stored.origin else _describe_account(master.resolver, master.detector),
             **_describe_formula(master),
             "metadata_missing": _missing_metadata(master),
         }
@@ -118,6 +127,12 @@ def _dtype_name(place: Place) -> str:
         return str(place.item.dtype)
     except TypeError:  # a type that h5py cannot express
         return "?"
+
+
+def _describe_account(resolver: Resolver, detector: Place) -> dict[str, Any] | None:
+    """What became of all that the modules of an assembled run recorded."""
+    group = resolver.find(names.ACCOUNT_GROUP, detector)
+    return None if group is None else asdict(read_account(resolver, group))
 
 
 def _describe_words(name: str, words: Words) -> dict[str, Any]:

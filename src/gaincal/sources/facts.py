@@ -15,7 +15,7 @@ from gaincal.nexus.write import parse_number
 TEXTS = ("detector_name", "module_serials", "start_time", "end_time", "gain_mode")
 NUMBERS = ("exposure_time", "temperature", "high_voltage")
 TIMES = ("start_time", "end_time")
-HASHED_BYTES = 64 << 20
+HASHED_BYTES = 4 << 20
 """Of each source file enter its checksum: the first and last half of so many bytes, and its size."""
 
 
@@ -52,10 +52,14 @@ def merged(facts: Iterable[Mapping[str, Fact]]) -> dict[str, Fact]:
     for name in (n for n in (*TEXTS, *NUMBERS) if n in every):
         values = [own[name] for own in stated if name in own]
         if name in TIMES:
-            found[name] = sorted(values, key=lambda v: str(parse_time(v)))[0 if name == TIMES[0] else -1]
+            found[name] = sorted(values, key=_moment)[0 if name == TIMES[0] else -1]
         elif len(set(values)) == 1 and len(values) == len(stated):
             found[name] = values[0]
     return found
+
+
+def _moment(value: object) -> datetime:
+    return parse_time(value) or datetime.max.replace(tzinfo=timezone.utc)
 
 
 def file_checksum(file: Path) -> str:
@@ -67,4 +71,4 @@ def file_checksum(file: Path) -> str:
         for first in sorted({0, max(0, size - HASHED_BYTES // 2)}):
             stream.seek(first)
             digest.update(stream.read(HASHED_BYTES // 2))
-    return f"sha256 of size, first and last 32 MiB:{digest.hexdigest()}"
+    return f"sha256 of size, first and last 2 MiB:{digest.hexdigest()}"
