@@ -34,7 +34,6 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": False,
     "text.parse_math": False,  # names come from files
-    "svg.fonttype": "path",
 }
 SPREAD_BELOW = 0.004
 """Where fewer points of a picture than this share stand out, each is drawn with its neighbours, or nobody sees it."""

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from gaincal.quality.rules import BAD, DOUBTFUL, GOOD, NOT_JUDGED, Number, Rule, verdict
+from gaincal.quality.rules import GOOD, NOT_JUDGED, Number, Rule, verdict
 from gaincal.report.figures import Picture
 
 TEMPLATE = "page.html"
@@ -77,8 +77,3 @@ class Page:
         text = files("gaincal.report").joinpath(TEMPLATE).read_text("utf-8")
         environment = Environment(autoescape=True, undefined=StrictUndefined)
         return environment.from_string(text).render(page=self)
-
-
-def first_bad(page: Page) -> list[str]:
-    """Names of the rules that are not good, the worst first."""
-    return [r.name for state in (BAD, DOUBTFUL) for r in page.rules if r.state == state]
