@@ -139,6 +139,25 @@ def test_memory_and_threads_change_nothing(runs: list[Path], tmp_path: Path) -> 
         np.testing.assert_array_equal(planes(a, name), planes(b, name), name)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_modules_that_do_not_fit_are_taken_one_after_the_other(method: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    words = rng.normal(3000, 15, (40, 3, 64, 128)).round().astype(np.uint16)
+    words[7, 1] |= 0x4000
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file.create_dataset("raw", data=words, chunks=(1, 1, 64, 128), **BITSHUFFLE)
+    found = []
+    for memory in (1, 64):
+        out = tmp_path / f"{memory}.nxs"
+        done = darks(
+            (), out, stages={0: tmp_path / "d.h5"}, formula="jungfrau_modules", method=method, max_memory=memory
+        )
+        assert done.rejected["other_stage"] == 1
+        found.append(read_constants(out))
+    for name in found[0].constants:
+        np.testing.assert_array_equal(planes(found[0], name), planes(found[1], name), name)
+
+
 def test_a_frame_without_words_is_missing_and_not_dark(runs: list[Path], tmp_path: Path) -> None:
     words = h5py.File(runs[0])["raw"][:20]
     with h5py.File(tmp_path / "holes.h5", "w") as file:
