@@ -13,8 +13,6 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 from conftest import BITSHUFFLE
-from extra_data.tests.mockdata import write_file
-from extra_data.tests.mockdata.detectors import AGIPDModule
 
 from gaincal.cli import main
 from gaincal.dark.judge import REASONS, Evidence, Thresholds, judge
@@ -139,6 +137,25 @@ def test_memory_and_threads_change_nothing(runs: list[Path], tmp_path: Path) -> 
         np.testing.assert_array_equal(planes(a, name), planes(b, name), name)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_modules_that_do_not_fit_are_taken_one_after_the_other(method: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    words = rng.normal(3000, 15, (40, 3, 64, 128)).round().astype(np.uint16)
+    words[7, 1] |= 0x4000
+    with h5py.File(tmp_path / "d.h5", "w") as file:
+        file.create_dataset("raw", data=words, chunks=(1, 1, 64, 128), **BITSHUFFLE)
+    found = []
+    for memory in (1, 64):
+        out = tmp_path / f"{memory}.nxs"
+        done = darks(
+            (), out, stages={0: tmp_path / "d.h5"}, formula="jungfrau_modules", method=method, max_memory=memory
+        )
+        assert done.rejected["other_stage"] == 1
+        found.append(read_constants(out))
+    for name in found[0].constants:
+        np.testing.assert_array_equal(planes(found[0], name), planes(found[1], name), name)
+
+
 def test_a_frame_without_words_is_missing_and_not_dark(runs: list[Path], tmp_path: Path) -> None:
     words = h5py.File(runs[0])["raw"][:20]
     with h5py.File(tmp_path / "holes.h5", "w") as file:
@@ -206,6 +223,10 @@ def test_storage_cells_have_pedestals_of_their_own(tmp_path: Path) -> None:
 
 
 def test_thresholds_of_agipd_lie_between_the_stages(tmp_path: Path) -> None:
+    pytest.importorskip("extra_data", reason="not in the oldest dependency set")
+    from extra_data.tests.mockdata import write_file
+    from extra_data.tests.mockdata.detectors import AGIPDModule
+
     for stage in range(3):
         folder = tmp_path / f"r{stage}"
         folder.mkdir()

@@ -15,12 +15,15 @@ from gaincal.dark.series import NONE, REJECTED, Series, stretches, told
 from gaincal.errors import RequestError
 from gaincal.kernels.dark_rules import ONE_SIGMA, Moments, gate, moments, quantile
 from gaincal.kernels.darks import COUNT_BYTES, SUM_BYTES, Histograms, Sums
+from gaincal.kernels.packed import Packed
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 MEAN, MEDIAN, GATED = "mean", "median", "gated"
 METHODS = (MEAN, MEDIAN, GATED)
-UNSEEN, USED = 0, 1
+USED = 1
+AT_ONCE = 1 << 16
+"""Pixels whose cumulated histograms are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,21 @@ class Survey:
         pixels = math.prod(self.series[0].pixels)
         size = SUM_BYTES if self.method.name == MEAN else COUNT_BYTES
         most = max(1, self.memory // (size * pixels))
-        bins = self.bins
+        bins, bands = self.bins, self._bands(size)
         batches = [bins[k : k + most] for k in range(0, len(bins), most)]
-        total = sum(self._frames(batch) for batch in batches) * self.method.passes
+        total = sum(self._frames(batch) for batch in batches) * self.method.passes * len(bands)
         for batch in batches:
-            yield from (found for found in self._measured(name, batch, total) if found.frames.any())
+            parts = [self._measured(name, batch, total, band) for band in bands]
+            joined = (_joined([part[k] for part in parts]) for k in range(len(batch)))
+            yield from (found for found in joined if found.frames.any())
+
+    def _bands(self, size: int) -> list[tuple[int, int]]:
+        """First and last module of those that are taken together: all, unless a single stage is too much for them."""
+        modules = self.series[0].modules
+        own = size * math.prod(self.series[0].pixels) // modules
+        most = min(modules, max(1, self.memory // own))
+        count = -(-modules // most)
+        return [(modules * k // count, modules * (k + 1) // count) for k in range(count)]
 
     def rejected(self) -> dict[str, int]:
         """Frames of modules that were not used, by reason."""
@@ -142,30 +155,36 @@ class Survey:
     def _frames(self, batch: Sequence[tuple[int, int]]) -> int:
         return sum(int(np.count_nonzero(_chosen(s, batch))) for s in self.series)
 
-    def _measured(self, name: str, batch: list[tuple[int, int]], total: int) -> list[Found]:
-        modules, pixels = self.series[0].modules, math.prod(self.series[0].pixels)
+    def _measured(self, name: str, batch: list[tuple[int, int]], total: int, band: tuple[int, int]) -> list[Found]:
+        modules = band[1] - band[0]
         stages = [self.recipe.stage(label) for label, _ in batch]
-        size = pixels // modules
+        size = math.prod(self.series[0].pixels) // self.series[0].modules
         if self.method.name == MEAN:
             sums = Sums(stages, modules, size, self.method.clip)
-            self._pass(name, sums, batch, total)
+            self._pass(name, sums, batch, total, band)
             return [self._of_sums(sums, k, b) for k, b in enumerate(batch)]
         histograms = Histograms(stages, modules, size)
-        self._pass(name, histograms, batch, total)
+        self._pass(name, histograms, batch, total, band)
         found = [self._of_histogram(histograms, k, b) for k, b in enumerate(batch)]
         if self.method.name == MEDIAN:
             return found
         del histograms
-        windows = [
-            gate(f.moments.mean, f.moments.noise, self.method.gate, stage)
-            for f, stage in zip(found, stages, strict=True)
-        ]
+        width = self.method.gate
+        windows = [gate(f.moments.mean, f.moments.noise, width, stage) for f, stage in zip(found, stages, strict=True)]
         sums = Sums(stages, modules, size, 0.0, windows)
-        self._pass(name, sums, batch, total)
+        self._pass(name, sums, batch, total, band)
         return [self._of_sums(sums, k, b) for k, b in enumerate(batch)]
 
-    def _pass(self, name: str, gathering: Sums | Histograms, batch: Sequence[tuple[int, int]], total: int) -> None:
-        """Give all frames that may belong to a batch to what gathers them."""
+    def _pass(
+        self,
+        name: str,
+        gathering: Sums | Histograms,
+        batch: Sequence[tuple[int, int]],
+        total: int,
+        band: tuple[int, int],
+    ) -> None:
+        """Give all frames that may belong to a batch to what gathers them, those modules of them."""
+        size = gathering.pixels
         for series, state in zip(self.series, self.states, strict=True):
             chosen = _chosen(series, batch)
             for first, count in stretches(chosen, series.frames_at_once):
@@ -173,7 +192,10 @@ class Survey:
                 block, lost = series.block(name, first, count, self.threads)
                 label, decided = told(series, block, frames, self.method.majority, self.threads)
                 bins = self._assigned(series, state, frames, lost, label, decided, batch)
-                gathering.add(block, bins, self.threads)
+                if band != (0, series.modules):
+                    pixels = band[0] * size, band[1] * size
+                    block = block.part(*pixels) if isinstance(block, Packed) else block[:, slice(*pixels)]
+                gathering.add(block, bins[:, slice(*band)], self.threads)
                 self.done += int(np.count_nonzero(chosen[frames]))
                 self.progress(self.done, max(total, self.done))
         gathering.finish()
@@ -210,10 +232,9 @@ class Survey:
     def _of_histogram(self, histograms: Histograms, number: int, where: tuple[int, int]) -> Found:
         r = histograms.result(number)
         zero = histograms.stages[number].zero
-        size = histograms.pixels
         parts: list[list[Array]] = [[], [], []]
-        for first in range(0, len(r["base"]), size):  # module by module: cumulated counts are large
-            own = slice(first, first + size)
+        for first in range(0, len(r["base"]), AT_ONCE):
+            own = slice(first, first + AT_ONCE)
             given = (r["below"][own], r["counts"][own], r["above"][own], r["base"][own], r["shift"][own], zero)
             for values, part in zip(parts, (0.5, ONE_SIGMA, 1 - ONE_SIGMA), strict=True):
                 values.append(quantile(part, *given))
@@ -221,6 +242,17 @@ class Survey:
         used = (r["below"] + r["above"] + r["counts"].sum(axis=1, dtype=np.uint32)).astype(np.uint32)
         result = Moments(used, middle, (high - low) / 2)
         return Found(*where, histograms.offered[number], result, r["right"], r["undefined"])
+
+
+def _joined(parts: list[Found]) -> Found:
+    """What all bands of modules give."""
+    if len(parts) == 1:
+        return parts[0]
+    moments_of = Moments(*(np.concatenate([getattr(p.moments, n) for p in parts]) for n in ("used", "mean", "noise")))
+    frames, right, undefined = (
+        np.concatenate([getattr(p, n) for p in parts]) for n in ("frames", "right", "undefined")
+    )
+    return Found(parts[0].label, parts[0].cell, frames, moments_of, right, undefined)
 
 
 def _chosen(series: Series, batch: Sequence[tuple[int, int]]) -> Array:

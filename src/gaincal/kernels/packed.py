@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ class Packed:
     kept: list[Array]
     complain: Callable[[int, int], None]
 
+    def part(self, first: int, last: int) -> Packed:
+        """Some of the pixels; `first` begins a block, and so does `last` unless it is the end."""
+        begin, end = first // BLOCK, -(-last // BLOCK)
+        moved = partial(_complain_behind, self.complain, begin)
+        return Packed(np.ascontiguousarray(self.blocks[:, begin:end]), last - first, self.kept, moved)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Frames and pixels."""
@@ -47,3 +54,7 @@ class Packed:
     def dtype(self) -> np.dtype[Any]:
         """Of the words."""
         return np.dtype(np.uint16)
+
+
+def _complain_behind(complain: Callable[[int, int], None], first: int, frame: int, tile: int) -> None:
+    complain(frame, first + tile)

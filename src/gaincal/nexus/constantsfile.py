@@ -302,7 +302,7 @@ def _facts(resolver: Resolver, group: Place, name: str) -> dict[str, Fact]:
     for key in resolver.members(place) if place else ():
         assert place is not None
         field = resolver.walk(place, key)
-        text = field.dataset.dtype.kind in "SO"
-        value = read_text(field) if text else read_array(field).reshape(-1)[0].item()
-        found[key] = value
+        if field.dataset.size != 1:
+            raise field.error("is not one text or number", "take the darks again", code="wrong-shape")
+        found[key] = read_text(field) if field.dataset.dtype.kind in "SO" else read_array(field).reshape(-1)[0].item()
     return found
