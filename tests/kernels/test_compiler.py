@@ -538,8 +538,8 @@ def random_program(formula: Formula, arrays: dict[str, Array], seed: int) -> Pro
 def test_a_random_formula_is_the_reference(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = []
     for seed in range(first, first + PER_TEST):
-        monkeypatch.setattr(compiler, "GROUP", 64 if seed % 10 == 0 else 16)
-        monkeypatch.setattr(compiler, "TILE", 64 if seed % 3 == 0 else 4096)
+        monkeypatch.setattr(groups, "GROUP", 64 if seed % 10 == 0 else 16)
+        monkeypatch.setattr(groups, "TILE", 64 if seed % 3 == 0 else 4096)
         formula = Author(seed).formula()
         arrays = data_for(formula, seed)
         program = random_program(formula, arrays, seed)

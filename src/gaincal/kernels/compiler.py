@@ -19,7 +19,8 @@ from numba import cfunc, types
 from numba.extending import intrinsic
 
 from gaincal.formulas.program import Program
-from gaincal.kernels.groups import FLAGS, GROUP, LANES, TILE, VALUE, Frame, GroupEmitter, Layout, Path, Rows
+from gaincal.kernels import groups
+from gaincal.kernels.groups import FLAGS, LANES, VALUE, Frame, GroupEmitter, Layout, Path, Rows
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.shortcut import usual_planes
 from gaincal.kernels.still import known, pixelwise
@@ -107,15 +108,15 @@ class _Emitter(GroupEmitter):
 
     def emit_conditions(self) -> None:
         """Everything that can be said of pixels before there is a frame."""
-        with self._tiles(self.first, self.last, ir.Constant(INT64, TILE)) as (low, whole, _):
+        with self._tiles(self.first, self.last, ir.Constant(INT64, groups.TILE)) as (low, whole, _):
             for path in self.paths:
                 self._keep(self._at(path, low), low, whole, True)
 
     def emit(self) -> None:
         """The frames, tile by tile."""
         self.b.store(ir.Constant(INT64, 0), self.mixed)
-        with self._range(self.first, self.last, TILE) as start:
-            stop = self._least(self.b.add(start, ir.Constant(INT64, TILE)), self.last)
+        with self._range(self.first, self.last, groups.TILE) as start:
+            stop = self._least(self.b.add(start, ir.Constant(INT64, groups.TILE)), self.last)
             with self._tiles(start, stop, self._tile_length()) as (low, whole, high):
                 self.here = [self._at(path, low) for path in self.paths]
                 for path in self.here:
@@ -125,10 +126,10 @@ class _Emitter(GroupEmitter):
 
     def _tile_length(self) -> Value:
         """Half a tile where many groups of the one before were of several stages: their planes fit the first cache."""
-        groups = self.b.mul(self.b.sub(self.end, self.begin), ir.Constant(INT64, TILE // GROUP // MANY_MIXED))
-        many = self.b.icmp_signed(">", self.b.load(self.mixed), groups)
+        frames, most = self.b.sub(self.end, self.begin), groups.TILE // groups.GROUP // MANY_MIXED
+        many = self.b.icmp_signed(">", self.b.load(self.mixed), self.b.mul(frames, ir.Constant(INT64, most)))
         self.b.store(ir.Constant(INT64, 0), self.mixed)
-        return self.b.select(many, ir.Constant(INT64, TILE // 2), ir.Constant(INT64, TILE))
+        return self.b.select(many, ir.Constant(INT64, groups.TILE // 2), ir.Constant(INT64, groups.TILE))
 
     def _tile(self, number: Value, low: Value, whole: Value, high: Value) -> None:
         """A tile of a frame."""
@@ -138,7 +139,7 @@ class _Emitter(GroupEmitter):
         # After the last frame comes the next tile of the first.
         ahead = self._rows(self.b.select(last, self.begin, following))
         skip = self.b.select(last, self.b.sub(high, low), ir.Constant(INT64, 0))
-        with self._range(low, whole, GROUP) as pixel:
+        with self._range(low, whole, groups.GROUP) as pixel:
             self._prefetch(ahead, self.b.add(pixel, skip), last)
             self._group(frame, pixel, low)
         with self._range(whole, high, 1) as pixel:
@@ -150,7 +151,7 @@ class _Emitter(GroupEmitter):
         """Tiles of pixels: the first, the one behind the last whole group, and the one behind all."""
         with self._range(first, last, length) as low:
             high = self._least(self.b.add(low, length), last)
-            yield low, self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, GROUP))), high
+            yield low, self.b.sub(high, self.b.srem(self.b.sub(high, low), ir.Constant(INT64, groups.GROUP))), high
 
     def _least(self, a: Value, b: Value) -> Value:
         return self.b.select(self.b.icmp_signed("<", a, b), a, b)
@@ -197,16 +198,16 @@ class _Emitter(GroupEmitter):
 
         Frames that are taken together share their constants, which are new only behind the last of them.
         """
-        lowering = Lowering(self.b, self.program, GROUP)
+        lowering = Lowering(self.b, self.program, groups.GROUP)
         constants = {item.name for item in self.program.constants} & self.by_row.keys()
         for name, size in self.by_row.items():
             written = name in (VALUE, FLAGS)
             if name not in constants and not (written and self.layout.streaming):
-                lowering.prefetch(lowering.offset(rows[name], pixel, size), GROUP * size, written)
+                lowering.prefetch(lowering.offset(rows[name], pixel, size), groups.GROUP * size, written)
         if constants:
             with self.b.if_then(last):
                 for name, plane in usual_planes(self.program, self.paths[-1].types):
                     if name in constants:
                         place = self.b.add(self.b.mul(self.pixels, ir.Constant(INT64, plane)), pixel)
                         size = self.by_row[name]
-                        lowering.prefetch(lowering.offset(rows[name], place, size), GROUP * size, False)
+                        lowering.prefetch(lowering.offset(rows[name], place, size), groups.GROUP * size, False)
