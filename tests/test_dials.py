@@ -155,11 +155,11 @@ def many_samples(folder: Path) -> list[Sweep]:
 
 WAYS: dict[str, Callable[[Path], list[Sweep]]] = {
     "applied": applied,
-    "raw": raw,
     "stacked applied": of_modules(applied, None),
     "stacked raw": of_modules(raw, None),
     "assembled applied": of_modules(applied, 8),
     "assembled raw": of_modules(raw, 8),
+    "raw": raw,  # processes that DIALS forks then have what was compiled already
     "inverse beam": inverse_beam,
     "many samples": many_samples,
 }
