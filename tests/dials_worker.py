@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,9 @@ from typing import Any
 import numpy as np
 from dials.array_family import flex
 from dials.command_line import dials_import, find_spots, index
-from dxtbx.model.experiment_list import ExperimentList
+from dxtbx.model.experiment_list import ExperimentList, ExperimentListFactory
+
+from gaincal.clients.dials import FormatNXmxGaincal
 
 MARK = "DONE "
 FEW = "basis_vector_combinations.max_refine=2"  # the right lattice is among the first
@@ -51,14 +54,44 @@ def _pixels(images: Any) -> dict[str, Any]:
     return {"kinds": sorted(kinds), "dark": dark}
 
 
+def images(file: str) -> dict[str, Any]:
+    """The first images of a file as DIALS gets them, and the detector that it sees."""
+    (experiment,) = ExperimentListFactory.from_filenames([file])
+    found = []
+    for number in range(min(3, len(experiment.imageset))):
+        panels, masks = experiment.imageset.get_raw_data(number), experiment.imageset.get_mask(number)
+        values, good = ([part.as_numpy_array() for part in parts] for parts in (panels, masks))
+        found.append(
+            {
+                "kinds": [type(panel).__name__ for panel in panels],
+                "digest": hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest(),
+                "trusted": hashlib.sha256(b"".join(g.tobytes() for g in good)).hexdigest(),
+                "flagged": [np.flatnonzero(v == -(2**31)).tolist() for v in values],
+                "bad": [np.flatnonzero(~g).tolist() for g in good],
+            }
+        )
+    return {"images": found, "detector": [_panel(panel) for panel in experiment.detector]}
+
+
+def _panel(panel: Any) -> list[Any]:
+    ways = (panel.get_origin(), panel.get_fast_axis(), panel.get_slow_axis())
+    return [*ways, panel.get_image_size(), panel.get_pixel_size(), panel.get_trusted_range(), panel.get_gain()]
+
+
+def understood(files: list[str]) -> list[bool]:
+    """Which files the format class of gaincal takes."""
+    return [FormatNXmxGaincal.understand(file) for file in files]
+
+
 def main() -> None:
     """Answer each line with a line; what DIALS prints goes to a file."""
+    functions = {"process": process, "images": images, "understood": understood}
     for line in sys.stdin:
         job = json.loads(line)
         os.chdir(job["folder"])
         with Path("printed.txt").open("w") as printed, contextlib.redirect_stdout(printed):
             try:
-                answer = process(job["file"], job["processes"])
+                answer = {"found": functions[job["name"]](**job["arguments"])}
             except BaseException:
                 answer = {"error": traceback.format_exc()}
         print(MARK + json.dumps(answer), flush=True)

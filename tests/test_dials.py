@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import crystal
@@ -155,11 +154,11 @@ def many_samples(folder: Path) -> list[Sweep]:
 
 WAYS: dict[str, Callable[[Path], list[Sweep]]] = {
     "applied": applied,
-    "raw": raw,
     "stacked applied": of_modules(applied, None),
     "stacked raw": of_modules(raw, None),
     "assembled applied": of_modules(applied, 8),
     "assembled raw": of_modules(raw, 8),
+    "raw": raw,  # processes that DIALS forks then have what was compiled already
     "inverse beam": inverse_beam,
     "many samples": many_samples,
 }
@@ -189,74 +188,49 @@ def dials(folder: Path, command: str, *arguments: object) -> str:
     return python(folder, "-m", f"dials.command_line.{command}", *arguments)
 
 
-def asked(folder: Path, code: str, *arguments: object) -> Any:
-    """The JSON that some code prints last."""
-    return json.loads(python(folder, "-c", dedent(code), *arguments).splitlines()[-1])
+class Worker:
+    """DIALS, imported once."""
 
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
 
-IMAGES = """
-    import hashlib, json, sys
-    import numpy as np
-    from dxtbx.model.experiment_list import ExperimentListFactory
-    (experiment,) = ExperimentListFactory.from_filenames([sys.argv[1]])
-    images = experiment.imageset
-    found = []
-    for index in range(min(3, len(images))):
-        panels, masks = images.get_raw_data(index), images.get_mask(index)
-        values = [p.as_numpy_array() for p in panels]
-        good = [m.as_numpy_array() for m in masks]
-        found.append({
-            "kinds": [type(p).__name__ for p in panels],
-            "digest": hashlib.sha256(b"".join(v.tobytes() for v in values)).hexdigest(),
-            "trusted": hashlib.sha256(b"".join(g.tobytes() for g in good)).hexdigest(),
-            "flagged": [[int(n) for n in np.flatnonzero(v == -2**31)] for v in values],
-            "bad": [[int(n) for n in np.flatnonzero(~g)] for g in good],
-        })
-    detector = [[list(p.get_origin()), list(p.get_fast_axis()), list(p.get_slow_axis()), list(p.get_image_size()),
-                 list(p.get_pixel_size()), list(p.get_trusted_range()), p.get_gain()] for p in experiment.detector]
-    print(json.dumps({"images": found, "detector": detector, "format": type(images.reader()).__name__}))
-"""
+    def ask(self, name: str, folder: Path, **arguments: object) -> Any:
+        """What a function of `dials_worker` returns in a folder."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        job = {"name": name, "folder": str(folder), "arguments": arguments}
+        self._process.stdin.write(json.dumps(job, default=str) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(next(line for line in self._process.stdout if line.startswith(MARK)).removeprefix(MARK))
+        assert "error" not in answer, answer["error"]
+        return answer["found"]
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[subprocess.Popen[str]]:
-    """DIALS, imported once."""
+def worker() -> Iterator[Worker]:
     command = [sys.executable, str(Path(__file__).with_name("dials_worker.py"))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment(), **pipes) as process:  # type: ignore[call-overload]
-        yield process
+        yield Worker(process)
         process.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def spots(
-    run: Path, worker: subprocess.Popen[str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], list[dict[str, Any]]]:
+def spots(run: Path, worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict[str, Any]]]:
     """Where DIALS sees spots in the sweeps of each way, and what it makes of them."""
     known: dict[str, list[dict[str, Any]]] = {}
 
     def find(way: str) -> list[dict[str, Any]]:
         if way not in known:
-            # One way with several processes, which DIALS forks.
-            processes = 2 if way == "raw" else 1
-            known[way] = [
-                process(worker, sweep, tmp_path_factory.mktemp("dials"), processes) for sweep in WAYS[way](run)
-            ]
+            known[way] = []
+            for sweep in WAYS[way](run):
+                processes = 2 if way == "raw" else 1  # one way with several, which DIALS forks
+                folder = tmp_path_factory.mktemp("dials")
+                found = worker.ask("process", folder, file=sweep.file, processes=processes)
+                known[way].append(found | {"wanted": sweep})
         return known[way]
 
     return find
-
-
-def process(worker: subprocess.Popen[str], sweep: Sweep, folder: Path, processes: int) -> dict[str, Any]:
-    """What DIALS makes of a file."""
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    job = {"file": str(sweep.file), "folder": str(folder), "processes": processes}
-    worker.stdin.write(json.dumps(job) + "\n")
-    worker.stdin.flush()
-    found = json.loads(next(line for line in worker.stdout if line.startswith(MARK)).removeprefix(MARK))
-    assert "error" not in found, found["error"]
-    return found | {"wanted": sweep}
 
 
 def is_torn(panel: int, first: int, stop: int, dark: Sequence[tuple[int, int]]) -> bool:
@@ -298,10 +272,12 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("modules", [1, 2])
-def test_images_are_the_same_integers_with_the_same_mask_and_models(run: Path, short: Path, modules: int) -> None:
+def test_images_are_the_same_integers_with_the_same_mask_and_models(
+    run: Path, short: Path, worker: Worker, modules: int
+) -> None:
     folder = run if modules == 1 else short
     (sweep,) = applied(folder)
-    read, calibrated = (asked(folder, IMAGES, file) for file in (sweep.file, folder / "master.nxs"))
+    read, calibrated = (worker.ask("images", folder, file=file) for file in (sweep.file, folder / "master.nxs"))
     assert read["detector"] == calibrated["detector"]
     assert read["images"] == calibrated["images"]
     assert len(read["detector"]) == modules
@@ -315,16 +291,11 @@ def test_images_are_the_same_integers_with_the_same_mask_and_models(run: Path, s
         assert file["/entry/instrument/detector/pixel_mask"][VIRTUAL] == 0
 
 
-def test_the_format_class_leaves_other_files_alone(short: Path, tmp_path: Path) -> None:
-    understood = """
-        import json, sys
-        from gaincal.clients.dials import FormatNXmxGaincal
-        print(json.dumps([FormatNXmxGaincal.understand(name) for name in sys.argv[1:]]))
-    """
+def test_the_format_class_leaves_other_files_alone(short: Path, worker: Worker, tmp_path: Path) -> None:
     (tmp_path / "no.h5").write_bytes(b"no HDF5")
     (sweep,) = applied(short)
     files = [short / "master.nxs", sweep.file, short / "raw.nxs", tmp_path / "no.h5", tmp_path / "absent.nxs"]
-    assert asked(tmp_path, understood, *files) == [True, False, False, False, False]
+    assert worker.ask("understood", tmp_path, files=files) == [True, False, False, False, False]
 
 
 def refused(folder: Path) -> str:
