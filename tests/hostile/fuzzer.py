@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
 from stored import Array, Bytes, stored_chunk
 
@@ -28,8 +27,11 @@ from gaincal.kernels import pipeline as kernel_pipeline
 from gaincal.kernels.checksum import fletcher32
 from gaincal.kernels.codecs import decode_chunk
 from gaincal.kernels.decode import BITSHUFFLE, BLOSC, CHECKSUM_BYTES, DEFLATE, LZ4, ZSTD, BadChunk, Pipeline
+from gaincal.kernels.libraries import plugins
 from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.pipeline import Results
+
+hdf5plugin = plugins()
 
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},

@@ -31,10 +31,16 @@ _SIGNATURES: dict[str, tuple[str, tuple[Any, tuple[Any, ...]]]] = {
 _SAMPLE = bytes(range(16)) * 8
 
 
+@cache
 def plugins() -> Any:
-    """The module hdf5plugin, whose import registers its filters with HDF5; the only way to it here."""
+    """The module hdf5plugin, whose import registers its filters with HDF5; the only way to it here.
+
+    Its bitshuffle replaces one that the system may have: that of Debian knows no Zstandard, and stores something else.
+    """
     with ieee():  # loading its libraries may change the arithmetic of the thread
         import hdf5plugin
+
+        hdf5plugin.register("bshuf", force=True)
     return hdf5plugin
 
 
