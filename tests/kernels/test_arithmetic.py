@@ -80,7 +80,10 @@ def test_loading_the_plug_ins_leaves_the_arithmetic_as_it_is(tmp_path: Path) -> 
     """With those that are there, and with some that certainly spoil it."""
     libraries.plugins()
     assert not flushes()
-    (tmp_path / "hdf5plugin.py").write_text("import spoiler\nspoiler.spoil()\n")
+    (tmp_path / "hdf5plugin.py").write_text(
+        "import spoiler\nfrom types import SimpleNamespace\nspoiler.spoil()\n"
+        "def get_config(): return SimpleNamespace(registered_filters={})\n"
+    )
     code = """
         from gaincal.kernels import libraries
         from spoiler import flushes

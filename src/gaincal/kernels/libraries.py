@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ def plugins() -> Any:
     """The module hdf5plugin, whose import registers its filters with HDF5; the only way to it here.
 
     Its bitshuffle replaces one that the system may have: that of Debian knows no Zstandard, and stores something else.
+    While a dataset that uses the system's is open, HDF5 keeps it: it serves for LZ4, and Zstandard is decoded here.
     """
     with ieee():  # loading its libraries may change the arithmetic of the thread
         import hdf5plugin
 
-        hdf5plugin.register("bshuf", force=True)
+        if hdf5plugin.get_config().registered_filters.get("bshuf") == "unknown":
+            with suppress(RuntimeError):
+                hdf5plugin.register("bshuf", force=True)
     return hdf5plugin
 
 
