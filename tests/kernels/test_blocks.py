@@ -275,7 +275,7 @@ def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkey
     ended: list[int] = []
 
     class Interrupted:
-        address, conditions, flags = 0, 0, False
+        address, conditions, results = 0, 0, 1
 
         def prepare(self, *_: int) -> None:
             pass

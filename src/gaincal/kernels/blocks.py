@@ -99,7 +99,7 @@ def known_conditions(kernel: Any, run: Run, pixels: int, threads: int, still: St
     conditions = np.zeros((kernel.conditions, room), np.uint8)
     # Neither words nor results: no frame is looked at.
     addresses = [0 if name in run.by_row else a.ctypes.data for name, a in run.given.items()]
-    results = [0] * (1 + kernel.flags)
+    results = [0] * kernel.results
     table = np.array([*addresses, *results, *conditions_of(run, conditions)], np.int64)
     parts = _split(1, run.first, run.last, threads)
     jobs = [partial(kernel.prepare, table.ctypes.data, pixels, *part) for part in parts]
@@ -158,12 +158,13 @@ def leaves_cache(result: Rows, first: int) -> bool:
     return aligned and len(result.addresses) * result.shape[-1] * size >= STREAMED_BYTES
 
 
-def compiled(program: Program, run: Run, flags: bool, streaming: bool) -> Any:
-    """The kernel of a program for what a run is given."""
+def compiled(program: Program, run: Run, flags: bool, streaming: bool = False, marks: bool = False) -> Any:
+    """The kernel of a program for what a run is given; see `gaincal.kernels.groups.Layout`."""
     from gaincal.kernels.compiler import compile_program
     from gaincal.kernels.groups import Layout
 
-    return compile_program(program, Layout(tuple((n, a.dtype.name) for n, a in run.given.items()), flags, streaming))
+    arrays = tuple((n, a.dtype.name) for n, a in run.given.items())
+    return compile_program(program, Layout(arrays, flags, marks, streaming))
 
 
 def _check_shapes(program: Program, given: Mapping[str, Array | Packed | Rows], frames: int, pixels: int) -> None:

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from gaincal.formulas.program import Program
 from gaincal.kernels import groups
-from gaincal.kernels.groups import FLAGS, LANES, VALUE, Frame, GroupEmitter, Layout, Path, Rows
+from gaincal.kernels.groups import FLAGS, LANES, MARKS, VALUE, Frame, GroupEmitter, Layout, Path, Rows
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.shortcut import usual_planes
 from gaincal.kernels.still import known, pixelwise
@@ -38,15 +38,15 @@ class Kernel:
     ----------
     conditions : int
         How many conditions on maps alone it wants to know of every pixel, beforehand.
-    flags : bool
-        Whether it stores flags.
+    results : int
+        How many addresses of results it takes.
     address : int
         Of the compiled function.
     """
 
-    def __init__(self, compute: Any, prepare: Any, conditions: int, flags: bool) -> None:
+    def __init__(self, compute: Any, prepare: Any, conditions: int, results: int) -> None:
         self._owners = compute, prepare
-        self.conditions, self.flags, self.address = conditions, flags, int(compute.address)
+        self.conditions, self.results, self.address = conditions, results, int(compute.address)
         self._compute, self._prepare = (f and _SIGNATURE(int(f.address)) for f in self._owners)
 
     def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
@@ -66,7 +66,7 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
     -------
     kernel : callable (addresses, begin, end, pixels, first, last) -> None
         ``addresses`` points to int64 numbers: the addresses of the arrays of the layout, of the
-        output and the flags, the pixel with which conditions begin, and the addresses of these, a
+        output, the flags and their marks, the pixel with which conditions begin, and the addresses of these, a
         bit a pixel, which `Kernel.prepare` computes.
         Words, constants that are another for each frame, output and flags are each given as an
         array of addresses, one for the first pixel of every frame; per-frame inputs (frames,) and
@@ -82,7 +82,7 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
 
     compute = _function(program, layout, emit)
     prepare = _function(program, layout, _Emitter.emit_conditions) if conditions[0] else None
-    return Kernel(compute, prepare, conditions[0], layout.flags)
+    return Kernel(compute, prepare, conditions[0], layout.results)
 
 
 def _function(program: Program, layout: Layout, emit: Callable[[_Emitter], None]) -> Any:
@@ -201,8 +201,9 @@ class _Emitter(GroupEmitter):
         lowering = Lowering(self.b, self.program, groups.GROUP)
         constants = {item.name for item in self.program.constants} & self.by_row.keys()
         for name, size in self.by_row.items():
-            written = name in (VALUE, FLAGS)
-            if name not in constants and not (written and self.layout.streaming):
+            written = name in (VALUE, FLAGS, MARKS)
+            rare = self.layout.marks and name in (FLAGS, MARKS)
+            if name not in constants and not rare and not (written and self.layout.streaming):
                 lowering.prefetch(lowering.offset(rows[name], pixel, size), groups.GROUP * size, written)
         if constants:
             with self.b.if_then(last):

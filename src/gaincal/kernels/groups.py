@@ -18,6 +18,7 @@ from gaincal.formulas.operations import Type
 from gaincal.formulas.program import Program
 from gaincal.kernels.delivery import Delivery, Demands, demands, finite_numbers
 from gaincal.kernels.lowering import Lowering
+from gaincal.kernels.results import LANES
 from gaincal.kernels.selection import Selection
 from gaincal.kernels.shortcut import find_shortcut, rare_words
 from gaincal.kernels.still import kept_names, needed, pixelwise, still_names
@@ -25,8 +26,7 @@ from gaincal.kernels.vectors import BIT, INT8, INT32, INT64, Builder, Room, Valu
 
 TILE = 2048
 GROUP = 64
-LANES = 16
-VALUE, FLAGS = "-> value", "-> flags"
+VALUE, FLAGS, MARKS = "-> value", "-> flags", "-> marks"
 FLAGS_SIZE = 4
 ADDRESS_SIZE = 8
 Rows = dict[str, Value]
@@ -43,13 +43,21 @@ class Layout:
         Name and dtype of every input and constant.
     flags : bool
         Whether flags are stored.
+    marks : bool
+        Whether flags are stored only where one of `LANES` pixels has some, with a byte of 1 as the mark of it.
     streaming : bool
         Whether results bypass the cache; all of them must then begin at cache lines, frame by frame.
     """
 
     arrays: tuple[tuple[str, str], ...]
     flags: bool
+    marks: bool = False
     streaming: bool = False
+
+    @property
+    def results(self) -> int:
+        """How many addresses of results there are: of values, flags, and marks."""
+        return 1 + self.flags + self.marks
 
 
 @dataclass(frozen=True)
@@ -112,14 +120,14 @@ class GroupEmitter:
         self.types = dict(program.types)
         self.dtypes = {name: np.dtype(dtype) for name, dtype in layout.arrays}
         self.size = np.dtype(program.dtype).itemsize
-        names = [*(name for name, _ in layout.arrays), VALUE, *([FLAGS] if layout.flags else [])]
+        results = (VALUE, FLAGS, MARKS)[: layout.results]
+        names = [*(name for name, _ in layout.arrays), *results]
         self.table, self.bits = addresses, list[Room]()
         self.addresses = {name: self._entry(k) for k, name in enumerate(names)}
         self.origin, self.entries = self._entry(len(names)), len(names) + 1
         by_frame = [i.name for i in program.given if self.types[i.name].dims > {FRAME}]
-        self.by_row = {name: self.dtypes[name].itemsize for name in by_frame} | {VALUE: self.size}
-        if layout.flags:
-            self.by_row[FLAGS] = FLAGS_SIZE
+        sizes = zip(results, (self.size, FLAGS_SIZE, 1), strict=False)
+        self.by_row = {name: self.dtypes[name].itemsize for name in by_frame} | dict(sizes)
         self.shortcut = find_shortcut(program)
         self.rare = rare_words(program)
         self.whens = [flag.when for _, flag in program.flags] if layout.flags else []
@@ -288,10 +296,9 @@ class GroupEmitter:
             self._add_up(lowering, [*numbers, *delivery.must_be_finite(value)], sound)
         lowering.store(result, lowering.offset(rows[VALUE], pixel, self.size), streaming)
         if self.layout.flags:
-            flags = self._flags(delivery, rows, pixel, values, fine, raised)
-            lowering.store(flags, lowering.offset(rows[FLAGS], pixel, FLAGS_SIZE), streaming)
+            self._store_flags(delivery, rows, pixel, values, fine, raised, streaming)
 
-    def _flags(
+    def _store_flags(
         self,
         delivery: Delivery,
         rows: Rows,
@@ -299,19 +306,36 @@ class GroupEmitter:
         values: dict[str, Value],
         fine: Value,
         raised: dict[int, Value],
-    ) -> Value:
-        """The flags; where all of them void the value and all pixels have one, none is asked for."""
-        lowering = delivery.lowering
-        none = lowering.constant(lowering.vector(INT32), 0)
-        before, asked = self.b.block, lowering.any(lowering.negation(fine)) if self.quiet else ir.Constant(BIT, 1)
+        streaming: bool,
+    ) -> None:
+        """Store the flags; where all of them void the value and all pixels have one, none is asked for."""
+        lowering, marking = delivery.lowering, self.layout.marks and delivery.lowering.width == LANES
+        target = lowering.offset(rows[FLAGS], pixel, FLAGS_SIZE)
+        flags, mark = lowering.constant(lowering.vector(INT32), 0), ir.Constant(BIT, 0)
+        asked = lowering.any(lowering.negation(fine)) if self.quiet else ir.Constant(BIT, 1)
+        before = self.b.block
         with self.b.if_then(asked, likely=not self.quiet):
             self._compute(lowering, self.whens, rows, pixel, values)
             some = delivery.flags(values, raised)
+            if marking:
+                lowering.store(some, target, False)
+            raises = lowering.any(self.b.icmp_unsigned("!=", some, flags))
             inside = self.b.block
-        flags = self.b.phi(none.type)
-        flags.add_incoming(none, before)
-        flags.add_incoming(some, inside)
-        return flags
+        flags = self._merged((flags, before), (some, inside))
+        mark = self._merged((mark, before), (raises, inside))
+        if not marking:
+            lowering.store(flags, target, streaming)
+        if self.layout.marks:
+            place = self.b.add(rows[MARKS], self.b.udiv(pixel, ir.Constant(INT64, LANES)))
+            mark = self.b.zext(mark, INT8) if marking else ir.Constant(INT8, 1)
+            self.b.store(mark, self.b.inttoptr(place, INT8.as_pointer()))
+
+    def _merged(self, *ways: tuple[Value, Any]) -> Value:
+        """What a value is, depending on the block that was left last."""
+        merged = self.b.phi(ways[0][0].type)
+        for value, block in ways:
+            merged.add_incoming(value, block)
+        return merged
 
     def _compute(
         self, lowering: Lowering, names: Iterable[str], rows: Rows, pixel: Value, values: dict[str, Value]

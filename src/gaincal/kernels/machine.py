@@ -95,15 +95,16 @@ def _loader(bits: int) -> Any:
     def load(_context: Any, _address: Any) -> Any:
         def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
             kind = ir.IntType(bits)
-            return b.zext(b.load(b.inttoptr(arguments[0], kind.as_pointer()), align=1), _INT64)
+            loaded = b.load(b.inttoptr(arguments[0], kind.as_pointer()), align=1)
+            return b.zext(loaded, _INT64) if bits < 64 else loaded
 
         return types.uint64(types.int64), codegen
 
     return load
 
 
-load_byte, load_word = _loader(8), _loader(16)
-"""The byte, and the 16-bit number, lowest byte first, at an address."""
+load_byte, load_word, load_number = _loader(8), _loader(16), _loader(64)
+"""The byte, and the number of 16 and 64 bits, lowest byte first, at an address."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -19,7 +19,7 @@ from gaincal.kernels.blocks import Run, Still
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
-from gaincal.kernels.results import BITS, Chunks, Tally, compressed_room
+from gaincal.kernels.results import BITS, LANES, Chunks, Tally, compressed_room
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.threads import run_all
 
@@ -187,14 +187,16 @@ def _stream(
     streaming = False
     if reasons is None and isinstance(value, np.ndarray):
         streaming = all(blocks.leaves_cache(Rows.of(value), run.first) for run in runs)
-    kernel = blocks.compiled(program, runs[0], reasons is not None, streaming)
-    stream = make_stream(np.dtype(program.dtype).itemsize, target is None, isinstance(reasons, Tally))
+    counting = isinstance(reasons, Tally)
+    kernel = blocks.compiled(program, runs[0], reasons is not None, streaming, counting)
+    stream = make_stream(np.dtype(program.dtype).itemsize, target is None, counting)
     packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
     shared = {
         "blocks": np.stack([a.blocks for a in packed.values()]) if packed else np.zeros((0, 0, 0, 2), np.int64),
         "absent": np.zeros((0, 0), bool) if missing is None else missing.reshape(frames, pixels),
         "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
         "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(0, np.uint32),
+        "held": reasons.held if isinstance(reasons, Tally) else np.zeros(0, np.uint8),
     }
     known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
     most = min(threads * TASKS_PER_THREAD, frames * pixels // WORDS_PER_TASK) if threads > 1 else 1
@@ -236,18 +238,19 @@ def _task(
 ) -> _Task:
     (frames, _), reasons = results.shape, results.flags
     names = [n for n in run.given if n in run.by_row]
-    rows = np.zeros((len(names) + 2, frames), np.int64)
+    rows = np.zeros((len(names) + 3, frames), np.int64)
     for row, name in zip(rows, names, strict=False):
         array = run.given[name]
         if isinstance(array, Rows):
             row[...] = array.addresses
     if target is not None:
-        rows[-2] = Rows.of(target).addresses
+        rows[-3] = Rows.of(target).addresses
     if isinstance(reasons, np.ndarray):
-        rows[-1] = Rows.of(reasons).addresses
+        rows[-2] = Rows.of(reasons).addresses
     starts = {n: row.ctypes.data for n, row in zip(names, rows, strict=False)}
     table = [starts.get(n) or np.asarray(a).ctypes.data for n, a in run.given.items()]
-    table += [row.ctypes.data for row in (rows[-2:] if reasons is not None else rows[-2:-1])]
+    stored = 1 if reasons is None else 2 if isinstance(reasons, np.ndarray) else 3
+    table += [row.ctypes.data for row in rows[-3:][:stored]]
     table += blocks.conditions_of(run, conditions)
     room = compressed_room((tiles[1] - tiles[0]) * BLOCK, results.value.dtype.itemsize) if target is None else 0
     return _Task(
@@ -270,7 +273,7 @@ def _run_task(
 
     size = shared["fill"].size
     room = PLANES_BYTES + GROUP * BLOCK * (task.packed.size * WORD_BYTES + (size if compressed else 0))
-    flags = empty_aligned((GROUP if isinstance(reasons, Tally) else 0, BLOCK), np.uint32)
+    counted = GROUP if isinstance(reasons, Tally) else 0
     return int(
         stream(
             kernel,
@@ -285,8 +288,10 @@ def _run_task(
             task.tiles,
             empty_aligned((room,), np.uint8),
             np.empty((2, (BLOCK * size // STEP + 1) if compressed else 0), np.uint64),
-            flags,
+            empty_aligned((counted, BLOCK), np.uint32),
+            empty_aligned((counted, BLOCK // LANES), np.uint8),
             shared["always"],
+            shared["held"],
             task.counts,
             task.lacking,
             task.pieces,

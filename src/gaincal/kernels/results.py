@@ -17,6 +17,9 @@ from gaincal.kernels.packed import BLOCK
 
 Array = npt.NDArray[Any]
 BITS = 32
+LANES = 16
+"""Pixels that are computed at a time; one mark says whether any of them has flags."""
+MARKS_AT_ONCE = 8
 ALL_BITS = np.uint32(0xFFFFFFFF)
 
 
@@ -34,6 +37,8 @@ class Tally:
         Pixels of all frames by bit of the flags.
     always : ndarray (*pixels) of uint32
         The reasons that a pixel had in all frames so far.
+    held : ndarray (vector,) of uint8
+        0 where none of `LANES` pixels has such a reason; a whole number of `MARKS_AT_ONCE`.
     missing_frames : int
         Frames without a single word.
     """
@@ -41,10 +46,13 @@ class Tally:
     def __init__(self, pixels: tuple[int, ...]) -> None:
         self.counts = np.zeros(BITS, np.int64)
         self.always = np.full(pixels, ALL_BITS)
+        vectors = -(-self.always.size // LANES)
+        self.held = np.ones(-(-vectors // MARKS_AT_ONCE) * MARKS_AT_ONCE, np.uint8)
         self.missing_frames = 0
 
     def add(self, flags: npt.NDArray[np.uint32]) -> None:
         """Count the flags (frame, pixel) of some frames."""
+        self.held[...] = 1
         raised = flags[flags != 0]
         found = np.bitwise_or.reduce(raised) if raised.size else np.uint32(0)
         for bit in range(BITS):

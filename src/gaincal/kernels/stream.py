@@ -23,15 +23,18 @@ from gaincal.kernels.machine import (
     gather_words,
     load_big_endian,
     load_byte,
+    load_number,
     load_word,
     prefetch,
     spread_elements,
     store_big_endian,
     store_byte,
     store_number,
+    trailing_zeros,
     weigh_words,
 )
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
+from gaincal.kernels.results import LANES, MARKS_AT_ONCE
 
 GROUP = 16
 """Frames that are taken together, tile by tile: with their flags they still fit the second cache."""
@@ -39,7 +42,6 @@ FLAG_BYTES = 4
 AHEAD = 90
 PLANES_BYTES = BLOCK * 8 + WIDTH
 """Room for the bit planes of a block, of words or of values, and for reading a little behind them."""
-BITS = 32
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
@@ -138,35 +140,57 @@ def _unpack(lz4: int, block: Array, count: int, planes: int, words: int) -> bool
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _blank(value: int, fill: Array, first: int, last: int, flags: int) -> None:
+def _blank(value: int, fill: Array, first: int, last: int, flags: int, marks: int) -> None:
     """Make the results of some pixels of a frame those of missing words."""
     for pixel in range(first, last):
         for k in range(fill.size):
             store_byte(value + pixel * fill.size + k, fill[k])
+        if marks and load_byte(marks + pixel // LANES) == 0:
+            for k in range(pixel // LANES * LANES * FLAG_BYTES, (pixel // LANES + 1) * LANES * FLAG_BYTES):
+                store_byte(flags + k, 0)
+            store_byte(marks + pixel // LANES, 1)
         if flags:
             for k in range(FLAG_BYTES):
                 store_byte(flags + pixel * FLAG_BYTES + k, (1 << MISSING_BIT) >> (8 * k) & 0xFF)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _tally(flags: Array, count: int, always: Array, counts: Array) -> Any:
+def _tally(flags: Array, marks: Array, count: int, always: Array, held: Array, counts: Array) -> Any:
     """Count the reasons of a tile of a frame, and keep those that a pixel has always had; returns the missing ones."""
     missing: Any = 0
-    some = np.uint32(0)
-    for k in range(count):
+    for group in range(0, -(-count // LANES), MARKS_AT_ONCE):
+        if load_number(marks.ctypes.data + group) | load_number(held.ctypes.data + group) == 0:
+            continue
+        for vector in range(group, min(group + MARKS_AT_ONCE, -(-count // LANES))):
+            first, last = vector * LANES, min((vector + 1) * LANES, count)
+            if marks[vector]:
+                held[vector], lacking = _count(flags[first:last], always[first:last], counts)
+                missing += lacking
+            elif held[vector]:
+                always[first:last] = np.uint32(0)
+                held[vector] = 0
+    return missing
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _count(flags: Array, always: Array, counts: Array) -> Any:
+    """Count the reasons of a few pixels; returns whether one of them has always had one, and the missing ones."""
+    some = kept = np.uint32(0)
+    for k in range(flags.size):
         some |= flags[k]
         always[k] &= flags[k]
-    if some == 0:
-        return missing
-    for bit in range(BITS):
-        if some >> np.uint32(bit) & np.uint32(1):
-            found: Any = 0
-            for k in range(count):
-                found += np.int64(flags[k] >> np.uint32(bit) & np.uint32(1))
-            counts[bit] += found
-            if bit == MISSING_BIT:
-                missing = found
-    return missing
+        kept |= always[k]
+    missing: Any = 0
+    while some:
+        bit = trailing_zeros(np.uint64(some))
+        some &= some - np.uint32(1)
+        found: Any = 0
+        for k in range(flags.size):
+            found += np.int64(flags[k] >> np.uint32(bit) & np.uint32(1))
+        counts[bit] += found
+        if bit == MISSING_BIT:
+            missing = found
+    return kept != 0, missing
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -187,17 +211,17 @@ def _unpack_tile(
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _blank_missing(
-    blocks: Array, absent: Array, frame: int, tile: int, count: int, value: int, fill: Array, flags: int
+    blocks: Array, absent: Array, frame: int, tile: int, count: int, value: int, fill: Array, flags: int, marks: int
 ) -> None:
     """Give the pixels of a tile that have no words the results of missing ones."""
     first = tile * BLOCK
     for k in range(blocks.shape[0]):
         if blocks[k, frame, tile, 0] == 0:
-            _blank(value, fill, first, first + count, flags)
+            _blank(value, fill, first, first + count, flags, marks)
     if absent.shape[0]:
         for pixel in range(first, first + count):
             if absent[frame, pixel]:
-                _blank(value, fill, pixel, pixel + 1, flags)
+                _blank(value, fill, pixel, pixel + 1, flags, marks)
 
 
 def _make_pack(size: int) -> Any:
@@ -234,14 +258,14 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
     -------
     stream : callable
         ``stream(kernel, unpack, table, rows, packed, blocks, absent, fill, pixels, tiles, scratch, runs, flags,
-        always, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
+        marks, always, held, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
         frame and tile that cannot be decoded, as ``(input * frames + frame) * tiles + tile``.
 
         ``kernel``, ``unpack``
             Addresses of the kernel and of LZ4's decoder.
         ``table``, ``rows``
             The addresses that the kernel takes, of which those by frame point into ``rows`` (item,
-            frame), the last two of them the value and the flags.
+            frame), the last three of them the value, the flags, and the marks.
         ``packed``, ``blocks``
             Which rows are decoded from ``blocks`` (input, frame, tile, 2).
         ``absent``
@@ -250,10 +274,10 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
             First and last tile.
         ``scratch``, ``runs``
             Bytes for bit planes, words, and values if those are compressed; what `squeeze` needs (2, ...).
-        ``flags``
-            (GROUP, BLOCK): where reasons are counted.
-        ``always``, ``counts``, ``lacking``
-            (pixel,), (32,), (frame,): what is counted.
+        ``flags``, ``marks``
+            (GROUP, BLOCK), (GROUP, BLOCK // LANES): where reasons are counted.
+        ``always``, ``held``, ``counts``, ``lacking``
+            (pixel,), (vector,), (32,), (frame,): what is counted.
         ``pieces``, ``lengths``
             (frame, bytes), (frame,): compressed values.
     """
@@ -274,13 +298,16 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
         scratch: Array,
         runs: Array,
         flags: Array,
+        marks: Array,
         always: Array,
+        held: Array,
         counts: Array,
         lacking: Array,
         pieces: Array,
         lengths: Array,
     ) -> Any:
-        frames, value_row, flags_row = rows.shape[1], rows.shape[0] - 2, rows.shape[0] - 1
+        frames, value_row = rows.shape[1], rows.shape[0] - 3
+        flags_row, marks_row = value_row + 1, value_row + 2
         planes = scratch.ctypes.data
         words = planes + PLANES_BYTES
         values = words + packed.size * GROUP * BLOCK * WORD_BYTES
@@ -300,13 +327,15 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
                         rows[value_row, frame] = values + place * size
                     if count_flags:
                         rows[flags_row, frame] = flags.ctypes.data + place * FLAG_BYTES
+                        rows[marks_row, frame] = marks.ctypes.data + place // LANES
                 call_kernel(kernel, table.ctypes.data, begin, end, pixels, first, first + count)
                 for frame in range(begin, end):
-                    value, reasons = rows[value_row, frame], rows[flags_row, frame]
-                    _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons)
+                    value, reasons, marked = rows[value_row, frame], rows[flags_row, frame], rows[marks_row, frame]
+                    _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons, marked)
                     if count_flags:
+                        number, kept = frame - begin, held[first // LANES :]
                         part = always[first : first + count]
-                        lacking[frame] += _tally(flags[frame - begin], count, part, counts)
+                        lacking[frame] += _tally(flags[number], marks[number], count, part, kept, counts)
                     if pack:
                         target = pieces[frame].ctypes.data + lengths[frame]
                         lengths[frame] += pack_tile(value + first * size, count, planes, target, runs)
