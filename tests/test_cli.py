@@ -362,7 +362,7 @@ def test_an_interrupt_leaves_no_file(bench: Bench, monkeypatch: pytest.MonkeyPat
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gaincal.nexus.evaluate.Evaluation.store", interrupt)
+    monkeypatch.setattr("gaincal.nexus.evaluate.Evaluation.storing", interrupt)
     before = sorted(os.listdir(bench.directory))
     assert gaincal("apply", bench.master, "-o", bench / "out.nxs").code != 0
     assert sorted(os.listdir(bench.directory)) == before

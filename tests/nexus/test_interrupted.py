@@ -155,7 +155,7 @@ def test_an_interrupted_run_leaves_nothing(how: str, signal: str, scene: Scene, 
         for path in left:
             path.unlink()
         assert left == []
-        assert scene.whole(how) == (status == 0)
+        assert scene.whole(how) or status != 0  # a signal may come after the file has got its name
     scene.reset()
 
 

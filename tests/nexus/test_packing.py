@@ -80,7 +80,7 @@ def read_back(chunks: Chunks, tmp_path: Path) -> Array:
     with h5py.File(tmp_path / "chunks.h5", "w") as file:
         shape = (chunks.frames, chunks.pixels)
         dataset = file.create_dataset("x", shape, chunks.dtype, chunks=(1, shape[1]), fletcher32=True, **options)
-        for frame, stored in enumerate(chunks.stored):
+        for frame, stored in enumerate(chunks.stored()):
             dataset.id.write_direct_chunk((frame, 0), stored)
     with h5py.File(tmp_path / "chunks.h5") as file:
         values: Array = file["x"][()]
@@ -122,7 +122,8 @@ def require_results(tmp_path: Path, evaluation: Evaluation, values: Array, flags
     np.testing.assert_array_equal(found.view(unsigned), values[2:5].view(unsigned))
     shrinks = values.dtype.kind == "i"
     chunks, tally = Chunks(len(values), values[0].size, values.dtype, shrinks), Tally(values.shape[1:])
-    evaluation.store(0, len(values), chunks, tally)
+    with evaluation.storing(0, len(values), chunks, tally):
+        pass
     assert read_back(chunks, tmp_path).tobytes() == values.tobytes()
     counted = Tally(values.shape[1:])
     counted.add(flags.reshape(len(flags), -1))
@@ -379,8 +380,9 @@ def test_a_damaged_chunk_is_named(
         with pytest.raises(FileError, match=named) as caught:
             evaluation.read((0, 0, 0), TILED)
         assert caught.value.code == "bad-chunk"
-        with pytest.raises(FileError, match=named):
-            evaluation.store(0, FRAMES, Chunks(FRAMES, 8192, np.dtype("f4"), False), Tally(TILED[1:]))
+        chunks = Chunks(FRAMES, 8192, np.dtype("f4"), False)
+        with pytest.raises(FileError, match=named), evaluation.storing(0, FRAMES, chunks, Tally(TILED[1:])):
+            pass
         frame = 5  # and another frame is read as if nothing were
         found, _ = evaluation.read((frame, 0, 0), (1, *TILED[1:]))
         values, _ = expected(bound, bound.program("energy"), {"raw": words}, whole(words))

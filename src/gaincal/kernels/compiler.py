@@ -20,8 +20,9 @@ from numba.extending import intrinsic
 
 from gaincal.formulas.program import Program
 from gaincal.kernels import groups
-from gaincal.kernels.groups import FLAGS, LANES, MARKS, VALUE, Frame, GroupEmitter, Layout, Path, Rows
+from gaincal.kernels.groups import FLAGS, MARKS, VALUE, Frame, GroupEmitter, Layout, Path, Rows
 from gaincal.kernels.lowering import Lowering
+from gaincal.kernels.results import LANES
 from gaincal.kernels.shortcut import usual_planes
 from gaincal.kernels.still import known, pixelwise
 from gaincal.kernels.vectors import INT64, Builder, Value

@@ -28,15 +28,15 @@ class Packed:
         Address and length of each block of `BLOCK` words; 0 where it was never written.
     pixels : int
         Of a frame.
-    kept : list
-        The memory that the addresses point to.
+    kept : object
+        What owns the memory that the addresses point to.
     complain : callable (frame, tile) -> None
         Raises what is wrong with a block that cannot be decoded.
     """
 
     blocks: npt.NDArray[np.int64]
     pixels: int
-    kept: list[Array]
+    kept: object
     complain: Callable[[int, int], None]
 
     def part(self, first: int, last: int) -> Packed:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -21,11 +22,11 @@ from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
 from gaincal.kernels.results import BITS, LANES, Chunks, Tally, compressed_room
 from gaincal.kernels.rows import Rows
-from gaincal.kernels.threads import run_all
+from gaincal.kernels.threads import running
 
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
-TASKS_PER_THREAD, WORDS_PER_TASK = 2, 1 << 19
+TASKS_PER_THREAD, WORDS_PER_TASK = 3, 1 << 19
 UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
@@ -100,7 +101,21 @@ def evaluate(
     missing: Missing,
     still: Still | None = None,
 ) -> None:
-    """Compute a block with compiled code.
+    """Compute a block with compiled code; see `evaluating`."""
+    with evaluating(program, arrays, results, threads, missing, still):
+        pass
+
+
+@contextmanager
+def evaluating(
+    program: Program,
+    arrays: Mapping[str, Array | Packed],
+    results: Results,
+    threads: int,
+    missing: Missing,
+    still: Still | None = None,
+) -> Iterator[None]:
+    """Compute a block with compiled code, where it `streams` while the calling thread does something else.
 
     Parameters
     ----------
@@ -118,7 +133,8 @@ def evaluate(
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
         if streams(program, arrays, results):
-            _stream(program, arrays, results, threads, missing, still)
+            with _streaming(program, arrays, results, threads, missing, still):
+                yield
             return
         assert not packed
     value = results.value if isinstance(results.value, np.ndarray) else empty_aligned(results.shape, program.dtype)
@@ -128,6 +144,7 @@ def evaluate(
     blocks.evaluate(program, arrays, value, flags, threads, still)  # type: ignore[arg-type]
     blank(program, value, flags, missing)
     results.take(value, flags)
+    yield
 
 
 def blank(program: Program, value: Array, flags: npt.NDArray[np.uint32] | None, missing: Missing) -> None:
@@ -170,14 +187,15 @@ class _Task:
     lacking: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def _stream(
+@contextmanager
+def _streaming(
     program: Program,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
     missing: Missing,
     still: Still | None,
-) -> None:
+) -> Iterator[None]:
     from gaincal.kernels.stream import fletcher32, make_stream
 
     frames, pixels = results.shape
@@ -211,7 +229,8 @@ def _stream(
         task = tasks[number]
         failed[number] = _run_task(stream, kernel.address, task, pixels, shared, target is None, reasons)
 
-    run_all([partial(work, k) for k in range(len(tasks))], threads)
+    with running([partial(work, k) for k in range(len(tasks))], threads):
+        yield
     for bad in failed:
         if bad >= 0:
             tiles = shared["blocks"].shape[2]
@@ -219,10 +238,8 @@ def _stream(
     if isinstance(reasons, Tally):
         reasons.counts += sum(task.counts for task in tasks)
         reasons.missing_frames += int(np.count_nonzero(sum(task.lacking for task in tasks) == pixels))
-    if isinstance(value, Chunks) and target is None:
-        value.join([(task.pieces, task.lengths) for task in tasks], fletcher32)
-    elif isinstance(value, Chunks):
-        value.finish(fletcher32)
+    if isinstance(value, Chunks):
+        value.take([(task.pieces, task.lengths) for task in tasks] if target is None else [], fletcher32)
 
 
 def _split(run: Run, most: int) -> list[tuple[int, int]]:

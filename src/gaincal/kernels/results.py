@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,13 +77,12 @@ class Chunks:
     ----------
     values : ndarray (frame, pixel) or None
         Where the values go that are not compressed.
-    stored : list of ndarray of uint8
-        The chunks, once there are any.
     """
 
     def __init__(self, frames: int, pixels: int, dtype: np.dtype[Any], compressed: bool) -> None:
         self.frames, self.pixels, self.dtype, self.compressed = frames, pixels, dtype, compressed
-        self.stored: list[Array] = []
+        self._parts: list[list[Array]] = []
+        self._checksum: Any = fletcher32
         self.values: Array | None = None
         if not compressed:
             self._size = pixels * dtype.itemsize
@@ -92,26 +91,34 @@ class Chunks:
             self.values = self._room[:, : self._size].view(dtype)
 
     def add(self, values: Array) -> None:
-        """Take values (frame, pixel) that are there as a whole, one frame after the other."""
+        """Take values (frame, pixel) that are there as a whole."""
         if self.values is not None:
             self.values[...] = values
-            self.finish()
             return
-        for frame in values:
-            self.stored.append(_with_checksum(_compressed(np.ascontiguousarray(frame)), fletcher32))
+        self._parts = [[_compressed(np.ascontiguousarray(frame))] for frame in values]
 
-    def finish(self, checksum: Any = fletcher32) -> None:
-        """Put the checksums behind the values that are not compressed."""
-        for chunk in self._room[:, : self._size + CHECKSUM_BYTES]:
-            _seal(chunk, checksum)
-            self.stored.append(chunk)
+    def take(self, parts: Sequence[tuple[Array, Array]], checksum: Any) -> None:
+        """Take blocks that tasks have compressed, in order: bytes (frame, room) and lengths (frame,) of each task."""
+        self._checksum = checksum
+        self._parts = [[part[k, : lengths[k]] for part, lengths in parts] for k in range(self.frames)]
 
-    def join(self, parts: Sequence[tuple[Array, Array]], checksum: Any = fletcher32) -> None:
-        """Put chunks together from the blocks that tasks have compressed: bytes (frame, room) and lengths (frame,)."""
-        for frame in range(self.frames):
-            pieces = [part[frame, : lengths[frame]] for part, lengths in parts]
-            chunk = np.concatenate([_header(self.pixels * self.dtype.itemsize, self.dtype.itemsize), *pieces])
-            self.stored.append(_with_checksum(chunk, checksum))
+    def stored(self) -> Iterator[Array]:
+        """The chunks, bytes of frame after frame."""
+        if self.values is not None:
+            for chunk in self._room[:, : self._size + CHECKSUM_BYTES]:
+                yield self._sealed(chunk)
+            return
+        header = _header(self.pixels * self.dtype.itemsize, self.dtype.itemsize)
+        for parts in self._parts:
+            chunk = empty_aligned((HEADER_BYTES + sum(p.size for p in parts) + CHECKSUM_BYTES,), np.uint8)
+            np.concatenate([header, *parts], out=chunk[:-CHECKSUM_BYTES])
+            yield self._sealed(chunk)
+
+    def _sealed(self, chunk: Array) -> Array:
+        """A chunk, its checksum put into the bytes that it has for it."""
+        found = int(self._checksum(chunk[:-CHECKSUM_BYTES])) & 0xFFFFFFFF
+        chunk[-CHECKSUM_BYTES:] = np.frombuffer(found.to_bytes(CHECKSUM_BYTES, "little"), np.uint8)
+        return chunk
 
 
 def can_compress() -> bool:
@@ -130,24 +137,9 @@ def _header(total: int, size: int) -> Array:
 
 
 def _compressed(values: Array) -> Array:
-    """A frame, bitshuffled and compressed by the library itself."""
-    room = np.empty(HEADER_BYTES + compressed_room(values.size, values.itemsize), np.uint8)
-    room[:HEADER_BYTES] = _header(values.nbytes, values.itemsize)
-    length = function("bshuf_compress_lz4")(
-        values.ctypes.data, room.ctypes.data + HEADER_BYTES, values.size, values.itemsize, BLOCK
-    )
+    """The blocks of a frame, bitshuffled and compressed by the library itself."""
+    room = np.empty(compressed_room(values.size, values.itemsize), np.uint8)
+    length = function("bshuf_compress_lz4")(values.ctypes.data, room.ctypes.data, values.size, values.itemsize, BLOCK)
     if length < 0:
         raise RuntimeError(f"bitshuffle refuses to compress {values.dtype}{values.shape}: {length}")
-    return room[: HEADER_BYTES + length]
-
-
-def _with_checksum(chunk: Array, checksum: Any) -> Array:
-    sealed = np.empty(chunk.size + CHECKSUM_BYTES, np.uint8)
-    sealed[:-CHECKSUM_BYTES] = chunk
-    _seal(sealed, checksum)
-    return sealed
-
-
-def _seal(chunk: Array, checksum: Any) -> None:
-    found = int(checksum(chunk[:-CHECKSUM_BYTES])) & 0xFFFFFFFF
-    chunk[-CHECKSUM_BYTES:] = np.frombuffer(found.to_bytes(CHECKSUM_BYTES, "little"), np.uint8)
+    return room[:length]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
 
 from gaincal.kernels.arithmetic import ieee
@@ -22,6 +23,16 @@ def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
 
     After an error no further job begins.  Returns only when none of them runs any more: they write
     into arrays that must outlive them.  All of them compute as IEEE 754 says.
+    """
+    with running(jobs, threads):
+        pass
+
+
+@contextmanager
+def running(jobs: Sequence[Callable[[], object]], threads: int) -> Iterator[None]:
+    """As `run_all`, while the calling thread does something else before it helps.
+
+    After an error of its own no further job begins, either.
     """
     left, errors = deque(enumerate(jobs)), dict[int, BaseException]()
 
@@ -42,6 +53,7 @@ def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
     try:
         for _ in range(min(threads, len(jobs)) - 1):
             helpers.append(_pool(os.getpid(), threads).submit(work))
+        yield
         work()
     finally:
         left.clear()

@@ -132,8 +132,6 @@ def atomic_output(
             _appear(part, path, overwrite)
             _sync_directory(path.parent)
         except BaseException as error:
-            with suppress(OSError):
-                part.unlink()
             cause = sink.error if "sink" in locals() and sink.error else error
             if isinstance(cause, OSError):
                 reason = cause.strerror or str(cause)
@@ -160,14 +158,8 @@ def write_bytes(target: str | os.PathLike[str], content: bytes, *, overwrite: bo
             _appear(part, path, overwrite)
             _sync_directory(path.parent)
         except OSError as error:
-            with suppress(OSError):
-                part.unlink()
             reason = error.strerror or str(error)
             raise OutputError(path, "", f"cannot be written: {reason}", code="write-failed") from error
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -185,18 +177,31 @@ def refuse_input(path: Path, inputs: Iterable[Path]) -> None:
 
 @contextmanager
 def _owned(path: Path, part: Path) -> Iterator[int]:
-    """The part file, for this process alone; what a killed process left is taken over."""
-    for _ in range(MAX_CLAIMS):
+    """The part file, for this process alone: what a killed one left is taken over, after an error nothing is left."""
+    try:
+        for _ in range(MAX_CLAIMS):
+            descriptor = _claim(path, part)
+            if descriptor is None:
+                continue  # another writer finished, and renamed the file, between our opening and locking it
+            try:
+                os.ftruncate(descriptor, 0)
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            return
+        raise _busy(path)
+    except BaseException:
+        _discard(path, part)
+        raise
+
+
+def _discard(path: Path, part: Path) -> None:
+    """Remove the part file, wherever an interrupt fell, unless it is another process's."""
+    with suppress(OSError, OutputError):
         descriptor = _claim(path, part)
-        if descriptor is None:
-            continue  # another writer finished, and renamed the file, between our opening and locking it
-        try:
-            os.ftruncate(descriptor, 0)
-            yield descriptor
-        finally:
+        if descriptor is not None:
+            part.unlink()
             os.close(descriptor)
-        return
-    raise _busy(path)
 
 
 def _busy(path: Path) -> OutputError:

@@ -215,13 +215,13 @@ class PlainDataset:
         where = f"{self.place.path} chunk {offset}"
         return FileError(self.place.file, where, f"is damaged: {problem}", "copy the file again", code="bad-chunk")
 
-    def holds(self, offset: tuple[int, ...]) -> bool:
-        """Whether a chunk was ever written."""
-        return self._located(offset)[1] > 0
+    def stored_bytes(self, offset: tuple[int, ...]) -> int:
+        """Bytes of a chunk in the file, 0 if it was never written; raises FileError if it cannot be one."""
+        return self._located(offset)[1]
 
     def stored(self, offset: tuple[int, ...]) -> Bytes | None:
         """A chunk as it lies in the file, None if it was never written; raises FileError if it cannot be one."""
-        size = self._located(offset)[1]
+        size = self.stored_bytes(offset)
         if not size:
             return None
         found = empty_aligned((size,), np.uint8)
@@ -250,27 +250,29 @@ class PlainDataset:
         plain = all(number in (coder[0], FLETCHER32) for number, _ in self.pipeline.filters)
         return plain and coder[0] == BITSHUFFLE and compressor(coder[1]) == BITSHUFFLE_LZ4
 
-    def index(self, offset: tuple[int, ...], blocks: npt.NDArray[np.int64]) -> Bytes | None:
+    def index(self, offset: tuple[int, ...], room: Bytes, blocks: npt.NDArray[np.int64]) -> bool:
         """Read a chunk and note where its compressed blocks lie.
 
         Parameters
         ----------
         offset : tuple of int
+        room : ndarray of uint8
+            Receives the chunk, of as many bytes as `stored_bytes`.
         blocks : ndarray (block, 2) of int64
-            Receives address and length of each block; 0 where the chunk was never written.
+            Receives address and length of each block in the room; left alone where the chunk was never written.
 
         Returns
         -------
-        stored : ndarray of uint8, or None
-            What the addresses point to; None if the chunk is not just as `packed` needs it.
+        bool
+            Whether the chunk is just as `packed` needs it.
         """
         from gaincal.kernels.stream import index_chunk
 
-        stored = self.stored(offset)
-        if stored is None:
-            return np.empty(0, np.uint8)
+        if not room.size:
+            return True
+        self._fetch(offset, room)
         elements = self.pipeline.chunk_bytes // self.pipeline.itemsize
-        return stored if index_chunk(stored, self.pipeline.checksummed, elements, blocks) else None
+        return index_chunk(room, self.pipeline.checksummed, elements, blocks)
 
     def read_all(self) -> Array:
         """All values, in native byte order; raises FileError if some were never written."""

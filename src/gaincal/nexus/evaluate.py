@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels.arithmetic import ieee
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.pipeline import Results, blank, evaluate, interpret, whole_tiles, worth_compiling
+from gaincal.kernels.pipeline import Results, blank, evaluating, interpret, whole_tiles, worth_compiling
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.nexus.words import Readable
 
@@ -69,11 +70,13 @@ class Evaluation:
         for first, frames in split_frames(start[0], count[0], self._frames_at_once(count[1:])):
             here = slice(first - start[0], first - start[0] + frames)
             part = None if flags is None else flags[here].reshape(shape)
-            self._compute((first, *start[1:]), (frames, *count[1:]), Results(values[here].reshape(shape), part))
+            with self._computing((first, *start[1:]), (frames, *count[1:]), Results(values[here].reshape(shape), part)):
+                pass
         return values, flags
 
-    def store(self, first: int, count: int, chunks: Chunks, tally: Tally) -> None:
-        """Compute whole frames on their way into a file.
+    @contextmanager
+    def storing(self, first: int, count: int, chunks: Chunks, tally: Tally) -> Iterator[None]:
+        """Compute whole frames on their way into a file, where possible while the caller does something else.
 
         Parameters
         ----------
@@ -85,14 +88,20 @@ class Evaluation:
             Counts the reasons.
         """
         origin = (0,) * len(self.shape[1:])
-        self._compute((first, *origin), (count, *self.shape[1:]), Results(chunks, tally))
+        with self._computing((first, *origin), (count, *self.shape[1:]), Results(chunks, tally)):
+            yield
 
     def _frames_at_once(self, pixels: tuple[int, ...]) -> int:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
         return max(1, BLOCK_BYTES // max(1, words * int(np.prod(pixels))))
 
-    @ieee()
-    def _compute(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> None:
+    @contextmanager
+    def _computing(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> Iterator[None]:
+        with ieee(), self._begun(start, count, results):
+            yield
+
+    def _begun(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> AbstractContextManager[None]:
+        """What computes a box: all of it is done when it is left, and all that needs HDF5 already."""
         fast = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
         words, missing = self._words(start, count, fast and self.tiled and count[1:] == self.shape[1:])
         frames = slice(start[0], start[0] + count[0])
@@ -103,13 +112,13 @@ class Evaluation:
             self.grouped.evaluate(words, frames, window, value, flags, self.threads)
             blank(self.program, value, flags, missing)
             results.take(value, flags)
-            return
+            return nullcontext()
         arrays = self.calibration.block(self.program, words, frames, window)
         if fast:
             still = self.calibration.still(self.program, window)
-            evaluate(self.program, arrays, results, self.threads, missing, still)
-        else:
-            interpret(self.program, arrays, results, missing)
+            return evaluating(self.program, arrays, results, self.threads, missing, still)
+        interpret(self.program, arrays, results, missing)
+        return nullcontext()
 
     def _words(
         self, start: tuple[int, ...], count: tuple[int, ...], packed: bool

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from typing import Any
 
 import h5py
@@ -18,7 +19,7 @@ from gaincal.nexus.evaluate import Evaluation, split_frames
 from gaincal.nexus.group import new_group
 
 Progress = Callable[[int, int], None]
-FRAMES_AT_ONCE = 16
+FRAMES_AT_ONCE = 32
 BLOCKS_AT_ONCE = 2
 """Values, and what is stored of them."""
 FLAGS_BYTES = 4
@@ -68,20 +69,21 @@ def write_frames(
     )
     deviations = None if spread is None else _create_errors(group, spread, (count, *stored))
     tally = Tally(pixels)
-    for begin, number, chunks in _computed(evaluation, cut, tally):
-        for k, chunk in enumerate(chunks.stored):
-            if _shrinks(evaluation) and not chunks.compressed:
-                assert chunks.values is not None
-                dataset[begin - first + k] = chunks.values[k].reshape(stored)
-            else:
-                dataset.id.write_direct_chunk((begin - first + k, *(0,) * len(stored)), chunk)
-            written.check()
-        if spread is not None and deviations is not None:
-            found, _ = spread.read((begin, *(0,) * len(pixels)), (number, *pixels))
-            deviations[begin - first : begin - first + number] = np.sqrt(found).reshape(number, *stored)
-            written.check()
-        if progress is not None:
-            progress(begin - first + number, count)
+    with closing(_computed(evaluation, cut, tally)) as computed:
+        for begin, number, chunks in computed:
+            for k, chunk in enumerate(chunks.stored()):
+                if _shrinks(evaluation) and not chunks.compressed:
+                    assert chunks.values is not None
+                    dataset[begin - first + k] = chunks.values[k].reshape(stored)
+                else:
+                    dataset.id.write_direct_chunk((begin - first + k, *(0,) * len(stored)), chunk)
+                written.check()
+            if spread is not None and deviations is not None:
+                found, _ = spread.read((begin, *(0,) * len(pixels)), (number, *pixels))
+                deviations[begin - first : begin - first + number] = np.sqrt(found).reshape(number, *stored)
+                written.check()
+            if progress is not None:
+                progress(begin - first + number, count)
     return tally
 
 
@@ -94,13 +96,16 @@ def signal_group(entry: h5py.Group, rank: int) -> h5py.Group:
     return group
 
 
-def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Iterator[tuple[int, int, Chunks]]:
-    """Blocks of frames (first, number, chunks), in order."""
+def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Generator[tuple[int, int, Chunks]]:
+    """Blocks of frames (first, number, chunks), in order, the next one computed while the caller writes."""
     pixels = int(np.prod(evaluation.shape[1:]))
+    ready: list[tuple[int, int, Chunks]] = []
     for begin, number in split_frames(*cut):
         chunks = Chunks(number, pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
-        evaluation.store(begin, number, chunks, tally)
-        yield begin, number, chunks
+        with evaluation.storing(begin, number, chunks, tally):
+            yield from ready
+        ready = [(begin, number, chunks)]
+    yield from ready
 
 
 def frames_at_once(evaluation: Evaluation, spread: Evaluation | None, max_memory: int | None) -> int:

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from gaincal.kernels.codecs import Bytes
+from gaincal.kernels.memory import ALIGNMENT, empty_aligned
 from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.threads import run_all
 from gaincal.nexus.dataset import Box, PlainDataset, intersection
@@ -104,17 +104,20 @@ def pack(
     pixels = math.prod(shape[1:])
     chunks = [c for piece, planned in pieces for c in _chunks(piece, planned, first, count)]
     blocks = np.zeros((count, -(-pixels // BLOCK), 2), np.int64)
-    kept: list[Bytes | None] = [None] * len(chunks)
+    sizes = [chunk.source.stored_bytes(chunk.offset) for chunk in chunks]
+    edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+    room = empty_aligned((edges[-1],), np.uint8)  # one for all: pages of large memory are large
+    fits = [False] * len(chunks)
 
     def index(numbers: range) -> None:
         for k in numbers:
-            kept[k] = chunks[k].source.index(chunks[k].offset, blocks[chunks[k].frame, chunks[k].tiles])
+            chunk, own = chunks[k], room[edges[k] : edges[k] + sizes[k]]
+            fits[k] = chunk.source.index(chunk.offset, own, blocks[chunk.frame, chunk.tiles])
 
     # Few long jobs: taking turns would cost more than the work.
     shares = min(threads, len(chunks))
     run_all([partial(index, range(k, len(chunks), shares)) for k in range(shares)], threads)
-    stored = [k for k in kept if k is not None]
-    return Packed(blocks, pixels, stored, _complaint(chunks)) if len(stored) == len(chunks) else None
+    return Packed(blocks, pixels, room, _complaint(chunks)) if all(fits) else None
 
 
 def _complaint(chunks: Sequence[_Chunk]) -> Callable[[int, int], None]:

@@ -41,5 +41,5 @@ def _entries_with_words(source: PlainDataset) -> Flags:
     has = np.zeros(shape[0], bool)
     for first in range(0, shape[0], step):
         row = ((first, *(0,) * (len(shape) - 1)), (1, *shape[1:]))
-        has[first : first + step] = any(source.holds(offset) for offset in source.offsets(row))
+        has[first : first + step] = any(source.stored_bytes(offset) for offset in source.offsets(row))
     return has
