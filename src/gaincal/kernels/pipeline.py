@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -22,7 +22,7 @@ from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
 from gaincal.kernels.results import BITS, LANES, Chunks, Tally, compressed_room
 from gaincal.kernels.rows import Rows
-from gaincal.kernels.threads import running
+from gaincal.kernels.threads import Job, running
 
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
@@ -114,6 +114,7 @@ def evaluating(
     threads: int,
     missing: Missing,
     still: Still | None = None,
+    beside: Sequence[Job] = (),
 ) -> Iterator[None]:
     """Compute a block with compiled code, where it `streams` while the calling thread does something else.
 
@@ -128,12 +129,14 @@ def evaluating(
         Where words are missing, beside what compressed ones know themselves.
     still : Still, optional
         As for `gaincal.kernels.blocks.evaluate`.
+    beside : sequence of callables
+        What else to do meanwhile.
     """
     plain = isinstance(results.value, np.ndarray) and not isinstance(results.flags, Tally)
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
         if streams(program, arrays, results):
-            with _streaming(program, arrays, results, threads, missing, still):
+            with _streaming(program, arrays, results, threads, missing, still, beside):
                 yield
             return
         assert not packed
@@ -144,7 +147,8 @@ def evaluating(
     blocks.evaluate(program, arrays, value, flags, threads, still)  # type: ignore[arg-type]
     blank(program, value, flags, missing)
     results.take(value, flags)
-    yield
+    with running(beside, threads):
+        yield
 
 
 def blank(program: Program, value: Array, flags: npt.NDArray[np.uint32] | None, missing: Missing) -> None:
@@ -195,6 +199,7 @@ def _streaming(
     threads: int,
     missing: Missing,
     still: Still | None,
+    beside: Sequence[Job],
 ) -> Iterator[None]:
     from gaincal.kernels.stream import fletcher32, make_stream
 
@@ -229,7 +234,7 @@ def _streaming(
         task = tasks[number]
         failed[number] = _run_task(stream, kernel.address, task, pixels, shared, target is None, reasons)
 
-    with running([partial(work, k) for k in range(len(tasks))], threads):
+    with running([*(partial(work, k) for k in range(len(tasks))), *beside], threads):
         yield
     for bad in failed:
         if bad >= 0:

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 from gaincal.kernels.arithmetic import ieee
 
+Job = Callable[[], object]
+
 
 def available_threads() -> int:
     """Threads that this process may use: what Slurm granted, else the CPU affinity."""
@@ -18,7 +20,7 @@ def available_threads() -> int:
     return int(granted) if granted.isdecimal() and int(granted) > 0 else len(os.sched_getaffinity(0))
 
 
-def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
+def run_all(jobs: Sequence[Job], threads: int) -> None:
     """Run jobs, at most so many at a time, one of which in the calling thread; raises what the first of them raised.
 
     After an error no further job begins.  Returns only when none of them runs any more: they write
@@ -29,7 +31,7 @@ def run_all(jobs: Sequence[Callable[[], object]], threads: int) -> None:
 
 
 @contextmanager
-def running(jobs: Sequence[Callable[[], object]], threads: int) -> Iterator[None]:
+def running(jobs: Sequence[Job], threads: int) -> Iterator[None]:
     """As `run_all`, while the calling thread does something else before it helps.
 
     After an error of its own no further job begins, either.

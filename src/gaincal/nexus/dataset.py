@@ -242,6 +242,11 @@ class PlainDataset:
             raise self.damage(offset, "the file ends within it")
 
     @property
+    def direct(self) -> bool:
+        """Whether chunks are read without HDF5, once it is known where they lie."""
+        return self._file is not None
+
+    @property
     def packable(self) -> bool:
         """Whether the chunks are what `gaincal.kernels.stream` decodes: 16-bit words, bitshuffled, LZ4."""
         coder = self.pipeline.coder

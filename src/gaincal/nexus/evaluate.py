@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,39 @@ from gaincal.kernels.arithmetic import ieee
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.pipeline import Results, blank, evaluating, interpret, whole_tiles, worth_compiling
 from gaincal.kernels.results import Chunks, Tally
+from gaincal.kernels.threads import Job, run_all, running
+from gaincal.nexus.packing import Packing
 from gaincal.nexus.words import Readable
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
 BLOCK_BYTES = 32 << 20
 """Words read at a time: large enough for the kernel's constants to pay, small enough to bound memory."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """A box whose words are on their way into memory.
+
+    Parameters
+    ----------
+    start, count : tuple of int
+        The box, frames first.
+    compiled : bool
+        Whether it is computed by compiled code.
+    packings : dict of str to Packing
+        Words that stay compressed until they are calibrated.
+    """
+
+    start: tuple[int, ...]
+    count: tuple[int, ...]
+    compiled: bool
+    packings: dict[str, Packing]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is left to read, without HDF5."""
+        return [job for packing in self.packings.values() for job in packing.jobs]
 
 
 class Evaluation:
@@ -70,73 +98,89 @@ class Evaluation:
         for first, frames in split_frames(start[0], count[0], self._frames_at_once(count[1:])):
             here = slice(first - start[0], first - start[0] + frames)
             part = None if flags is None else flags[here].reshape(shape)
-            with self._computing((first, *start[1:]), (frames, *count[1:]), Results(values[here].reshape(shape), part)):
+            fetch = self._fetch((first, *start[1:]), (frames, *count[1:]))
+            run_all(fetch.jobs, self.threads)
+            with self._computing(fetch, Results(values[here].reshape(shape), part), ()):
                 pass
         return values, flags
 
+    def fetch(self, first: int, count: int) -> Fetch:
+        """Begin with whole frames: everything that needs HDF5 to know where they lie."""
+        return self._fetch((first, *(0 for _ in self.shape[1:])), (count, *self.shape[1:]))
+
     @contextmanager
-    def storing(self, first: int, count: int, chunks: Chunks, tally: Tally) -> Iterator[None]:
+    def storing(self, fetch: Fetch, chunks: Chunks, tally: Tally, beside: Sequence[Job] = ()) -> Iterator[None]:
         """Compute whole frames on their way into a file, where possible while the caller does something else.
 
         Parameters
         ----------
-        first, count : int
-            Frames.
+        fetch : Fetch
+            Of whole frames, its jobs done.
         chunks : Chunks
             Receives the values.
         tally : Tally
             Counts the reasons.
+        beside : sequence of callables
+            What else to do meanwhile.
         """
-        origin = (0,) * len(self.shape[1:])
-        with self._computing((first, *origin), (count, *self.shape[1:]), Results(chunks, tally)):
+        with self._computing(fetch, Results(chunks, tally), beside):
             yield
 
     def _frames_at_once(self, pixels: tuple[int, ...]) -> int:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
         return max(1, BLOCK_BYTES // max(1, words * int(np.prod(pixels))))
 
+    def _fetch(self, start: tuple[int, ...], count: tuple[int, ...]) -> Fetch:
+        compiled = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
+        packings = {}
+        if compiled and self.tiled and count[1:] == self.shape[1:]:
+            for name in self._wanted():
+                packing = self.words[name].packing(start[0], count[0], self.threads)
+                if packing is not None:
+                    packings[name] = packing
+        return Fetch(start, count, compiled, packings)
+
     @contextmanager
-    def _computing(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> Iterator[None]:
-        with ieee(), self._begun(start, count, results):
+    def _computing(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> Iterator[None]:
+        with ieee(), self._begun(fetch, results, beside):
             yield
 
-    def _begun(self, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> AbstractContextManager[None]:
+    def _begun(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> AbstractContextManager[None]:
         """What computes a box: all of it is done when it is left, and all that needs HDF5 already."""
-        fast = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
-        words, missing = self._words(start, count, fast and self.tiled and count[1:] == self.shape[1:])
+        words, missing = self._words(fetch)
+        start, count = fetch.start, fetch.count
         frames = slice(start[0], start[0] + count[0])
         window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
+        if fetch.compiled:
+            arrays = self.calibration.block(self.program, words, frames, window)
+            still = self.calibration.still(self.program, window)
+            return evaluating(self.program, arrays, results, self.threads, missing, still, beside)
         if self.grouped is not None:
             value = empty_aligned(results.shape, self.dtype)
             flags = None if results.flags is None else empty_aligned(results.shape, np.uint32)
             self.grouped.evaluate(words, frames, window, value, flags, self.threads)
             blank(self.program, value, flags, missing)
             results.take(value, flags)
-            return nullcontext()
-        arrays = self.calibration.block(self.program, words, frames, window)
-        if fast:
-            still = self.calibration.still(self.program, window)
-            return evaluating(self.program, arrays, results, self.threads, missing, still)
-        interpret(self.program, arrays, results, missing)
-        return nullcontext()
+        else:
+            interpret(self.program, self.calibration.block(self.program, words, frames, window), results, missing)
+        return running(beside, self.threads)
 
-    def _words(
-        self, start: tuple[int, ...], count: tuple[int, ...], packed: bool
-    ) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
+    def _wanted(self) -> list[str]:
+        """The words that are needed."""
+        return [item.name for item in self.program.inputs if item.name in self.words]
+
+    def _words(self, fetch: Fetch) -> tuple[dict[str, Any], npt.NDArray[np.bool_] | None]:
         """The words of a box, compressed where they may be, and where they are missing."""
-        wanted = {i.name for i in self.program.inputs}
         words: dict[str, Any] = {}
         missing = None
-        for name, source in self.words.items():
-            if name not in wanted:
-                continue
-            stored = source.packed(start[0], count[0], self.threads) if packed else None
+        for name in self._wanted():
+            stored = fetch.packings[name].packed() if name in fetch.packings else None
             if stored is not None:
                 words[name] = stored
                 continue
-            words[name], absent = source.read(start, count, self.threads)
+            words[name], absent = self.words[name].read(fetch.start, fetch.count, self.threads)
             if absent is not None:
-                absent = absent.reshape(count[0], -1)
+                absent = absent.reshape(fetch.count[0], -1)
                 missing = absent if missing is None else missing | absent
         return words, missing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
+from itertools import zip_longest
 from typing import Any
 
 import h5py
@@ -13,6 +14,7 @@ from gaincal.errors import RequestError
 from gaincal.kernels.libraries import plugins
 from gaincal.kernels.packed import BLOCK
 from gaincal.kernels.results import Chunks, Tally, can_compress
+from gaincal.kernels.threads import run_all
 from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.evaluate import Evaluation, split_frames
@@ -97,14 +99,19 @@ def signal_group(entry: h5py.Group, rank: int) -> h5py.Group:
 
 
 def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Generator[tuple[int, int, Chunks]]:
-    """Blocks of frames (first, number, chunks), in order, the next one computed while the caller writes."""
+    """Blocks of frames (first, number, chunks); while the caller writes one, two more are computed and read."""
     pixels = int(np.prod(evaluation.shape[1:]))
+    blocks = list(split_frames(*cut))
+    fetch = evaluation.fetch(*blocks[0])
+    run_all(fetch.jobs, evaluation.threads)
     ready: list[tuple[int, int, Chunks]] = []
-    for begin, number in split_frames(*cut):
-        chunks = Chunks(number, pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
-        with evaluation.storing(begin, number, chunks, tally):
+    for block, following in zip_longest(blocks, blocks[1:]):
+        chunks = Chunks(block[1], pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
+        ahead = evaluation.fetch(*following) if following else None
+        with evaluation.storing(fetch, chunks, tally, ahead.jobs if ahead else ()):
             yield from ready
-        ready = [(begin, number, chunks)]
+        ready = [(*block, chunks)]
+        fetch = ahead or fetch
     yield from ready
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -75,10 +75,8 @@ def plan(piece: Piece, shape: tuple[int, ...]) -> Plan | None:
     return found
 
 
-def pack(
-    shape: tuple[int, ...], pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, threads: int = 1
-) -> Packed | None:
-    """Words of whole frames, still compressed.
+class Packing:
+    """Words of whole frames on their way into memory, still compressed.
 
     Parameters
     ----------
@@ -88,44 +86,51 @@ def pack(
         Those that hold some of these frames; no two of them overlap.
     first, count : int
         Frames.
-    threads : int
-        Most threads to read with.
+    shares : int
+        Most jobs to make of the reading: taking turns would cost more than the work.
 
-    Returns
-    -------
-    Packed or None
-        None if a chunk is compressed in another way than its dataset says.
+    Attributes
+    ----------
+    jobs : list of callables
+        What there is to read, at the same time and without HDF5; they raise FileError if a chunk cannot be one.
 
     Raises
     ------
     FileError
         If a chunk cannot be one.
     """
-    pixels = math.prod(shape[1:])
-    chunks = [c for piece, planned in pieces for c in _chunks(piece, planned, first, count)]
-    blocks = np.zeros((count, -(-pixels // BLOCK), 2), np.int64)
-    sizes = [chunk.source.stored_bytes(chunk.offset) for chunk in chunks]
-    edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
-    room = empty_aligned((edges[-1],), np.uint8)  # one for all: pages of large memory are large
-    fits = [False] * len(chunks)
 
-    def index(numbers: range) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, shares: int
+    ) -> None:
+        self._pixels = math.prod(shape[1:])
+        self._chunks = [c for piece, planned in pieces for c in _chunks(piece, planned, first, count)]
+        self._blocks = np.zeros((count, -(-self._pixels // BLOCK), 2), np.int64)
+        self._sizes = [chunk.source.stored_bytes(chunk.offset) for chunk in self._chunks]
+        self._edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes)]).tolist()
+        self._room = empty_aligned((self._edges[-1],), np.uint8)  # one for all: pages of large memory are large
+        self._fits = [False] * len(self._chunks)
+        shares = min(shares, len(self._chunks))
+        self.jobs = [partial(self._read, range(k, len(self._chunks), shares)) for k in range(shares)]
+        if not all(chunk.source.direct for chunk in self._chunks):
+            run_all(self.jobs, 1)
+            self.jobs = []
+
+    def _read(self, numbers: range) -> None:
         for k in numbers:
-            chunk, own = chunks[k], room[edges[k] : edges[k] + sizes[k]]
-            fits[k] = chunk.source.index(chunk.offset, own, blocks[chunk.frame, chunk.tiles])
+            chunk, own = self._chunks[k], self._room[self._edges[k] : self._edges[k] + self._sizes[k]]
+            self._fits[k] = chunk.source.index(chunk.offset, own, self._blocks[chunk.frame, chunk.tiles])
 
-    # Few long jobs: taking turns would cost more than the work.
-    shares = min(threads, len(chunks))
-    run_all([partial(index, range(k, len(chunks), shares)) for k in range(shares)], threads)
-    return Packed(blocks, pixels, room, _complaint(chunks)) if all(fits) else None
+    def packed(self) -> Packed | None:
+        """The words, once all jobs are done; None if a chunk is compressed in another way than its dataset says."""
+        if not all(self._fits):
+            return None
+        return Packed(self._blocks, self._pixels, self._room, partial(_complain, self._chunks))
 
 
-def _complaint(chunks: Sequence[_Chunk]) -> Callable[[int, int], None]:
-    def complain(frame: int, tile: int) -> None:
-        chunk = next(c for c in chunks if c.holds(frame, tile))
-        raise chunk.source.fault(chunk.offset)
-
-    return complain
+def _complain(chunks: Sequence[_Chunk], frame: int, tile: int) -> None:
+    chunk = next(c for c in chunks if c.holds(frame, tile))
+    raise chunk.source.fault(chunk.offset)
 
 
 def _chunks(piece: Piece, planned: Plan, first: int, count: int) -> Iterator[_Chunk]:

@@ -31,7 +31,7 @@ from gaincal.nexus.dataset import (
     intersection,
 )
 from gaincal.nexus.mappings import Mapping, mappings
-from gaincal.nexus.packing import Piece, Plan, pack, plan
+from gaincal.nexus.packing import Packing, Piece, Plan, plan
 from gaincal.nexus.trust import Place, Resolver, reading
 
 Array = npt.NDArray[Any]
@@ -58,8 +58,11 @@ class Readable(Protocol):
     ) -> tuple[Array, npt.NDArray[np.bool_] | None]:
         """Words of a box, and where there are none."""
 
+    def packing(self, first: int, count: int, shares: int) -> Packing | None:
+        """Words of whole frames as they are stored, where they can be calibrated that way, still to be read."""
+
     def packed(self, first: int, count: int, threads: int = 1) -> Packed | None:
-        """Words of whole frames as they are stored, where they can be calibrated that way."""
+        """The same, read."""
 
 
 class Words:
@@ -215,19 +218,19 @@ class Words:
         words[missing] = 0
         return words, missing
 
-    def packed(self, first: int, count: int, threads: int = 1) -> Packed | None:
-        """Words of whole frames, still compressed.
+    def packing(self, first: int, count: int, shares: int) -> Packing | None:
+        """Words of whole frames, still compressed, on their way into memory.
 
         Parameters
         ----------
         first, count : int
             Frames.
-        threads : int
-            Most threads to read with.
+        shares : int
+            Most jobs to make of it.
 
         Returns
         -------
-        Packed or None
+        Packing or None
             None if the chunks are not made of whole tiles of frames, one frame each; `read` reads any.
 
         Raises
@@ -242,7 +245,15 @@ class Words:
             if k not in self._plans:
                 self._plans[k] = plan(self.pieces[k], self.shape)
         planned = [(self.pieces[k], found) for k in touched if (found := self._plans[k]) is not None]
-        return pack(self.shape, planned, first, count, threads) if len(planned) == len(touched) else None
+        return Packing(self.shape, planned, first, count, shares) if len(planned) == len(touched) else None
+
+    def packed(self, first: int, count: int, threads: int = 1) -> Packed | None:
+        """What `packing` leads to, and None also where a chunk is compressed in another way than its dataset says."""
+        packing = self.packing(first, count, threads)
+        if packing is None:
+            return None
+        run_all(packing.jobs, threads)
+        return packing.packed()
 
     def _jobs(
         self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_], known: bool

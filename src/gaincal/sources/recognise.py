@@ -117,6 +117,10 @@ class FrameReader:
         window = (slice(None), *(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True)))
         return np.ascontiguousarray(words[window]), None if missing is None else missing[window]
 
-    def packed(self, first: int, count: int, threads: int = 1) -> None:  # noqa: ARG002
+    def packing(self, first: int, count: int, shares: int) -> None:  # noqa: ARG002
         """Words of no HDF5 file are not compressed."""
+        return
+
+    def packed(self, first: int, count: int, threads: int = 1) -> None:  # noqa: ARG002
+        """As `packing`."""
         return
