@@ -11,10 +11,18 @@ import hdf5plugin
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.kernels import stream
 from gaincal.kernels.decode import Pipeline
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+
+
+def index_chunk(stored: Bytes, checksummed: bool, elements: int, blocks: npt.NDArray[np.int64]) -> bool:
+    """Where the compressed blocks of a chunk lie that is in memory; False if it is not just as it must be."""
+    return stream.index_chunk(stored.ctypes.data, stored.size, checksummed, elements, blocks.ctypes.data, len(blocks))
+
+
 FILTERS: dict[str, Mapping[str, Any]] = {
     "none": {},
     "gzip": {"compression": "gzip"},

@@ -257,7 +257,7 @@ class Decoder:
 
     def stream(self, pipeline: Pipeline, stored: Bytes) -> bytes | None:
         """The same with compiled code; None if it is refused."""
-        from gaincal.kernels.stream import index_chunk
+        from stored import index_chunk
 
         elements = pipeline.chunk_bytes // pipeline.itemsize
         tiles = -(-elements // BLOCK)

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from helpers import Array, Flags, bits, declare, oracle, program_of
+from stored import index_chunk
 
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import pipeline
 from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.pipeline import Results, evaluate, interpret, streams
 from gaincal.kernels.results import Chunks, Tally
-from gaincal.kernels.stream import GROUP, index_chunk
+from gaincal.kernels.stream import GROUP
 
 pytestmark = pytest.mark.xdist_group("stream")  # its loops are compiled once, by one worker
 

@@ -73,6 +73,14 @@ def lz4_decoder() -> int | None:
 
 
 @cache
+def pread() -> int:
+    """Where compiled code finds the function of that name, which reads from a place of a file."""
+    found = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value
+    assert found is not None
+    return found
+
+
+@cache
 def _library(name: str) -> ctypes.CDLL | None:
     """The shared object of a plug-in, found without importing hdf5plugin, which registers all of its filters."""
     for folder in _folders():

@@ -44,6 +44,30 @@ def call_kernel(
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def call_pread(_context: Any, _function: Any, _descriptor: Any, _target: Any, _size: Any, _place: Any) -> Any:
+    """``ssize_t function(descriptor, target, size, place)``, as POSIX declares pread."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_INT64, [_INT32, _INT64, _INT64, _INT64])
+        function, descriptor, target, size, place = arguments
+        given = [b.trunc(descriptor, _INT32), target, size, place]
+        return b.call(b.inttoptr(function, kind.as_pointer()), given)
+
+    return types.int64(*[types.int64] * 5), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def next_number(_context: Any, _counter: Any) -> Any:
+    """The 64-bit number at an address, which threads share: each gets another, from 0 on."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        address = b.inttoptr(arguments[0], _INT64.as_pointer())
+        return b.atomic_rmw("add", address, ir.Constant(_INT64, 1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def load_big_endian(_context: Any, _address: Any) -> Any:
     """The 32-bit number, highest byte first, at an address."""
 

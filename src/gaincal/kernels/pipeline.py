@@ -26,7 +26,8 @@ from gaincal.kernels.threads import Job, running
 
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
-TASKS_PER_THREAD, WORDS_PER_TASK = 3, 1 << 19
+WORDS_PER_RANGE = 1 << 20
+"""Words, of all frames, that a thread takes at a time."""
 UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
@@ -177,18 +178,15 @@ def whole_tiles(runs: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
 
 
 @dataclass
-class _Task:
-    """Some tiles of a run, with everything that nobody else may touch while they are computed."""
+class _Worker:
+    """What nobody but one thread may touch: addresses, and what it counts."""
 
-    run: Run
-    tiles: tuple[int, int]
     rows: npt.NDArray[np.int64]
-    table: npt.NDArray[np.int64]
-    packed: npt.NDArray[np.int64]
-    pieces: Array
-    lengths: npt.NDArray[np.int64]
+    tables: npt.NDArray[np.int64]
+    counting: bool
+    lacking: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BITS, np.int64))
-    lacking: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    failed: int = -1
 
 
 @contextmanager
@@ -222,101 +220,100 @@ def _streaming(
         "held": reasons.held if isinstance(reasons, Tally) else np.zeros(0, np.uint8),
     }
     known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
-    most = min(threads * TASKS_PER_THREAD, frames * pixels // WORDS_PER_TASK) if threads > 1 else 1
-    tasks = [
-        _task(run, conditions, tiles, list(packed), target, results)
-        for run, conditions in zip(runs, known, strict=True)
-        for tiles in _split(run, max(1, most // len(runs)))
-    ]
-    failed = [-1] * len(tasks)
-
-    def work(number: int) -> None:
-        task = tasks[number]
-        failed[number] = _run_task(stream, kernel.address, task, pixels, shared, target is None, reasons)
-
-    with running([*(partial(work, k) for k in range(len(tasks))), *beside], threads):
+    ranges = _split(runs, frames, threads)
+    room = 0
+    if target is None:
+        room = compressed_room(max(last - first for _, first, last in ranges) * BLOCK, value.dtype.itemsize)
+    pieces, lengths = empty_aligned((len(ranges), frames, room), np.uint8), np.zeros((len(ranges), frames), np.int64)
+    names = [n for n in runs[0].given if n in runs[0].by_row]
+    shared |= {
+        "packed": np.array([names.index(n) for n in packed], np.int64),
+        "ranges": np.array(ranges, np.int64),
+        "counter": np.zeros(1, np.int64),
+        "pieces": pieces,
+        "lengths": lengths,
+    }
+    workers = [_worker(runs, known, target, results) for _ in range(min(threads, len(ranges)))]
+    jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, target is None) for worker in workers]
+    with running([*jobs, *beside], threads):
         yield
-    for bad in failed:
+    for bad in (worker.failed for worker in workers):
         if bad >= 0:
             tiles = shared["blocks"].shape[2]
             list(packed.values())[bad // tiles // frames].complain(bad // tiles % frames, bad % tiles)
     if isinstance(reasons, Tally):
-        reasons.counts += sum(task.counts for task in tasks)
-        reasons.missing_frames += int(np.count_nonzero(sum(task.lacking for task in tasks) == pixels))
+        reasons.counts += sum(worker.counts for worker in workers)
+        reasons.missing_frames += int(np.count_nonzero(sum(worker.lacking for worker in workers) == pixels))
     if isinstance(value, Chunks):
-        value.take([(task.pieces, task.lengths) for task in tasks] if target is None else [], fletcher32)
+        value.take(pieces if target is None else pieces[:0], lengths, fletcher32)
 
 
-def _split(run: Run, most: int) -> list[tuple[int, int]]:
-    """At most so many ranges of tiles, in order."""
-    first, last = run.first // BLOCK, -(-run.last // BLOCK)
-    count = min(last - first, most)
-    edges = [first + (last - first) * k // count for k in range(count + 1)]
-    return list(pairwise(edges))
+def _split(runs: Sequence[Run], frames: int, threads: int) -> list[tuple[int, int, int]]:
+    """Ranges of tiles, in order: number of the run, first and last tile."""
+    ranges = []
+    for number, run in enumerate(runs):
+        first, last = run.first // BLOCK, -(-run.last // BLOCK)
+        most = frames * (run.last - run.first) // WORDS_PER_RANGE if threads > 1 else 1
+        count = min(last - first, max(1, most))
+        edges = [first + (last - first) * k // count for k in range(count + 1)]
+        ranges += [(number, *edge) for edge in pairwise(edges)]
+    return ranges
 
 
-def _task(
-    run: Run, conditions: Array, tiles: tuple[int, int], packed: list[str], target: Array | None, results: Results
-) -> _Task:
+def _worker(runs: Sequence[Run], known: Sequence[Array], target: Array | None, results: Results) -> _Worker:
+    """Where everything lies, for one thread: it moves the addresses of rows from tile to tile."""
     (frames, _), reasons = results.shape, results.flags
-    names = [n for n in run.given if n in run.by_row]
+    given = runs[0].given
+    names = [n for n in given if n in runs[0].by_row]
     rows = np.zeros((len(names) + 3, frames), np.int64)
     for row, name in zip(rows, names, strict=False):
-        array = run.given[name]
-        if isinstance(array, Rows):
-            row[...] = array.addresses
+        if isinstance(given[name], Rows):
+            row[...] = given[name].addresses
     if target is not None:
         rows[-3] = Rows.of(target).addresses
     if isinstance(reasons, np.ndarray):
         rows[-2] = Rows.of(reasons).addresses
-    starts = {n: row.ctypes.data for n, row in zip(names, rows, strict=False)}
-    table = [starts.get(n) or np.asarray(a).ctypes.data for n, a in run.given.items()]
-    stored = 1 if reasons is None else 2 if isinstance(reasons, np.ndarray) else 3
-    table += [row.ctypes.data for row in rows[-3:][:stored]]
-    table += blocks.conditions_of(run, conditions)
-    room = compressed_room((tiles[1] - tiles[0]) * BLOCK, results.value.dtype.itemsize) if target is None else 0
-    return _Task(
-        run,
-        tiles,
-        rows,
-        np.array(table, np.int64),
-        np.array([names.index(n) for n in packed], np.int64),
-        empty_aligned((frames, room), np.uint8),
-        np.zeros(frames, np.int64),
-        lacking=np.zeros(frames, np.int64),
-    )
+    starts = dict(zip(names, (row.ctypes.data for row in rows), strict=False))
+    wanted = 1 if reasons is None else 3 if isinstance(reasons, Tally) else 2
+    stored = [row.ctypes.data for row in rows[-3:][:wanted]]
+    tables = [
+        [starts.get(n) or a.ctypes.data for n, a in run.given.items()] + stored + blocks.conditions_of(run, conditions)
+        for run, conditions in zip(runs, known, strict=True)
+    ]
+    return _Worker(rows, np.array(tables, np.int64), isinstance(reasons, Tally), np.zeros(frames, np.int64))
 
 
-def _run_task(
-    stream: Any, kernel: int, task: _Task, pixels: int, shared: Mapping[str, Array], compressed: bool, reasons: Any
-) -> int:
-    """Compute a task; returns -1 or which block could not be decoded."""
+def _work(
+    stream: Any, kernel: int, worker: _Worker, pixels: int, shared: Mapping[str, Array], compressed: bool
+) -> None:
+    """Compute ranges of tiles as long as there are any; notes which block could not be decoded."""
     from gaincal.kernels.stream import GROUP, PLANES_BYTES
 
     size = shared["fill"].size
-    room = PLANES_BYTES + GROUP * BLOCK * (task.packed.size * WORD_BYTES + (size if compressed else 0))
-    counted = GROUP if isinstance(reasons, Tally) else 0
-    return int(
+    room = PLANES_BYTES + GROUP * BLOCK * (shared["packed"].size * WORD_BYTES + (size if compressed else 0))
+    counted = GROUP if worker.counting else 0
+    worker.failed = int(
         stream(
             kernel,
             lz4_decoder() or 0,
-            task.table,
-            task.rows,
-            task.packed,
+            worker.tables,
+            worker.rows,
+            shared["packed"],
             shared["blocks"],
             shared["absent"],
             shared["fill"],
             pixels,
-            task.tiles,
+            shared["ranges"],
+            shared["counter"],
             empty_aligned((room,), np.uint8),
             np.empty((2, (BLOCK * size // STEP + 1) if compressed else 0), np.uint64),
             empty_aligned((counted, BLOCK), np.uint32),
             empty_aligned((counted, BLOCK // LANES), np.uint8),
             shared["always"],
             shared["held"],
-            task.counts,
-            task.lacking,
-            task.pieces,
-            task.lengths,
+            worker.counts,
+            worker.lacking,
+            shared["pieces"],
+            shared["lengths"],
         )
     )

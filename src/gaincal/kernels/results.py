@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,7 @@ class Chunks:
     def __init__(self, frames: int, pixels: int, dtype: np.dtype[Any], compressed: bool) -> None:
         self.frames, self.pixels, self.dtype, self.compressed = frames, pixels, dtype, compressed
         self._parts: list[list[Array]] = []
+        self._pieces: list[tuple[Array, list[int]]] = []
         self._checksum: Any = fletcher32
         self.values: Array | None = None
         if not compressed:
@@ -97,10 +98,10 @@ class Chunks:
             return
         self._parts = [[_compressed(np.ascontiguousarray(frame))] for frame in values]
 
-    def take(self, parts: Sequence[tuple[Array, Array]], checksum: Any) -> None:
-        """Take blocks that tasks have compressed, in order: bytes (frame, room) and lengths (frame,) of each task."""
+    def take(self, pieces: Array, lengths: Array, checksum: Any) -> None:
+        """Take blocks that are compressed already, in order: bytes (range, frame, room) and lengths (range, frame)."""
         self._checksum = checksum
-        self._parts = [[part[k, : lengths[k]] for part, lengths in parts] for k in range(self.frames)]
+        self._pieces = list(zip(pieces, lengths.tolist(), strict=False))
 
     def stored(self) -> Iterator[Array]:
         """The chunks, bytes of frame after frame."""
@@ -109,7 +110,8 @@ class Chunks:
                 yield self._sealed(chunk)
             return
         header = _header(self.pixels * self.dtype.itemsize, self.dtype.itemsize)
-        for parts in self._parts:
+        for k in range(self.frames):
+            parts = [piece[k, : own[k]] for piece, own in self._pieces] or self._parts[k]
             chunk = empty_aligned((HEADER_BYTES + sum(p.size for p in parts) + CHECKSUM_BYTES,), np.uint8)
             np.concatenate([header, *parts], out=chunk[:-CHECKSUM_BYTES])
             yield self._sealed(chunk)

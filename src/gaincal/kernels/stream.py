@@ -20,11 +20,13 @@ from gaincal.kernels.machine import (
     WIDTH,
     call_kernel,
     call_lz4,
+    call_pread,
     gather_words,
     load_big_endian,
     load_byte,
     load_number,
     load_word,
+    next_number,
     prefetch,
     spread_elements,
     store_big_endian,
@@ -80,7 +82,8 @@ def fletcher32(data: Array) -> int:
     return int(_fletcher32(data.ctypes.data, data.size))
 
 
-def index_chunk(stored: Array, checksummed: bool, elements: int, blocks: Array) -> bool:
+@njit("boolean(int64, int64, boolean, int64, int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
+def index_chunk(start: int, size: int, checksummed: bool, elements: int, blocks: int, count: int) -> bool:
     """Note where the compressed blocks of a chunk lie; False if it is not just as it must be.
 
     The same rules as `gaincal.kernels.codecs.decode_chunk`, which can say what is wrong; chunks of
@@ -88,25 +91,19 @@ def index_chunk(stored: Array, checksummed: bool, elements: int, blocks: Array) 
 
     Parameters
     ----------
-    stored : ndarray of uint8
-        The chunk as it lies in the file.
+    start, size : int
+        Address and bytes of the chunk as it lies in the file.
     checksummed : bool
         Whether its checksum is behind it.
     elements : int
         Words of the chunk.
-    blocks : ndarray (block, 2) of int64
-        Receives address and length of every block.
+    blocks, count : int
+        Address of room for address and length of every block, and how many there must be.
     """
-    size = stored.size
     if checksummed:
         size -= CHECKSUM_BYTES
-        if size <= 0 or int.from_bytes(stored[size:].tobytes(), "little") != fletcher32(stored[:size]):
+        if size <= 0 or load_word(start + size) | load_word(start + size + 2) << 16 != _fletcher32(start, size):
             return False
-    return bool(_index(stored.ctypes.data, size, elements, blocks.ctypes.data, len(blocks)))
-
-
-@njit("boolean(int64, int64, int64, int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
-def _index(start: int, size: int, elements: int, blocks: int, count: int) -> bool:
     if size < HEADER_BYTES:
         return False
     declared = load_big_endian(start) << 32 | load_big_endian(start + 4)
@@ -123,6 +120,35 @@ def _index(start: int, size: int, elements: int, blocks: int, count: int) -> boo
         store_number(blocks + 16 * block, start + position - length)
         store_number(blocks + 16 * block + 8, length)
     return position == size
+
+
+@njit("void(int64, int64[:, ::1], int64[::1], uint8[::1])", **_OPTIONS)  # type: ignore[untyped-decorator]
+def read_chunks(pread: int, chunks: Array, counter: Array, fits: Array) -> None:
+    """Read chunks, and note where their blocks lie, as long as there are any that no other thread has taken.
+
+    Parameters
+    ----------
+    pread : int
+        Address of the function of that name.
+    chunks : ndarray (chunk, 8) of int64
+        File descriptor, place in the file, address of room, bytes, and what `index_chunk` takes besides.
+    counter : ndarray (1,) of int64
+        How many chunks have been taken.
+    fits : ndarray (chunk,) of uint8
+        Receives 1 for each chunk that was read as a whole and is just as it must be.
+    """
+    while True:
+        k = next_number(counter.ctypes.data)
+        if k >= len(chunks):
+            return
+        descriptor, place, start, size, checksummed, elements, blocks, count = chunks[k]
+        done = np.int64(0)
+        while done < size:
+            found = call_pread(pread, descriptor, start + done, size - done, place + done)
+            if found <= 0:
+                break
+            done += found
+        fits[k] = done == size and index_chunk(start, size, checksummed != 0, elements, blocks, count)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -257,21 +283,21 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
     Returns
     -------
     stream : callable
-        ``stream(kernel, unpack, table, rows, packed, blocks, absent, fill, pixels, tiles, scratch, runs, flags,
-        marks, always, held, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
+        ``stream(kernel, unpack, tables, rows, packed, blocks, absent, fill, pixels, ranges, counter, scratch, runs,
+        flags, marks, always, held, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
         frame and tile that cannot be decoded, as ``(input * frames + frame) * tiles + tile``.
 
         ``kernel``, ``unpack``
             Addresses of the kernel and of LZ4's decoder.
-        ``table``, ``rows``
-            The addresses that the kernel takes, of which those by frame point into ``rows`` (item,
-            frame), the last three of them the value, the flags, and the marks.
+        ``tables``, ``rows``
+            For each run of pixels the addresses that the kernel takes, of which those by frame point into ``rows``
+            (item, frame), the last three of them the value, the flags, and the marks.
         ``packed``, ``blocks``
             Which rows are decoded from ``blocks`` (input, frame, tile, 2).
         ``absent``
             (frame, pixel): further words that are missing; or of no frames.
-        ``tiles``
-            First and last tile.
+        ``ranges``, ``counter``
+            (range, 3): number of the run, first and last tile; (1,): how many ranges threads have taken.
         ``scratch``, ``runs``
             Bytes for bit planes, words, and values if those are compressed; what `squeeze` needs (2, ...).
         ``flags``, ``marks``
@@ -279,7 +305,7 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
         ``always``, ``held``, ``counts``, ``lacking``
             (pixel,), (vector,), (32,), (frame,): what is counted.
         ``pieces``, ``lengths``
-            (frame, bytes), (frame,): compressed values.
+            (range, frame, bytes), (range, frame): compressed values.
     """
     pack_tile: Any = _make_pack(size) if pack else None
 
@@ -287,14 +313,15 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
     def stream(
         kernel: int,
         unpack: int,
-        table: Array,
+        tables: Array,
         rows: Array,
         packed: Array,
         blocks: Array,
         absent: Array,
         fill: Array,
         pixels: int,
-        tiles: tuple[int, int],
+        ranges: Array,
+        counter: Array,
         scratch: Array,
         runs: Array,
         flags: Array,
@@ -311,34 +338,39 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
         planes = scratch.ctypes.data
         words = planes + PLANES_BYTES
         values = words + packed.size * GROUP * BLOCK * WORD_BYTES
-        for tile in range(tiles[0], tiles[1]):
-            first = tile * BLOCK
-            count = min(BLOCK, pixels - first)
-            for begin in range(0, frames, GROUP):
-                end = min(begin + GROUP, frames)
-                for k in range(packed.size):
-                    target = words + k * GROUP * BLOCK * WORD_BYTES
-                    bad = _unpack_tile(unpack, blocks[k], tile, (begin, end), count, planes, target, rows[packed[k]])
-                    if bad >= 0:
-                        return (k * frames + bad) * blocks.shape[2] + tile
-                for frame in range(begin, end):
-                    place = (frame - begin) * BLOCK - first
-                    if pack:
-                        rows[value_row, frame] = values + place * size
-                    if count_flags:
-                        rows[flags_row, frame] = flags.ctypes.data + place * FLAG_BYTES
-                        rows[marks_row, frame] = marks.ctypes.data + place // LANES
-                call_kernel(kernel, table.ctypes.data, begin, end, pixels, first, first + count)
-                for frame in range(begin, end):
-                    value, reasons, marked = rows[value_row, frame], rows[flags_row, frame], rows[marks_row, frame]
-                    _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons, marked)
-                    if count_flags:
-                        number, kept = frame - begin, held[first // LANES :]
-                        part = always[first : first + count]
-                        lacking[frame] += _tally(flags[number], marks[number], count, part, kept, counts)
-                    if pack:
-                        target = pieces[frame].ctypes.data + lengths[frame]
-                        lengths[frame] += pack_tile(value + first * size, count, planes, target, runs)
-        return -1
+        while True:
+            own = next_number(counter.ctypes.data)
+            if own >= len(ranges):
+                return -1
+            table = tables[ranges[own, 0]].ctypes.data
+            for tile in range(ranges[own, 1], ranges[own, 2]):
+                first = tile * BLOCK
+                count = min(BLOCK, pixels - first)
+                for begin in range(0, frames, GROUP):
+                    end = min(begin + GROUP, frames)
+                    for k in range(packed.size):
+                        target = words + k * GROUP * BLOCK * WORD_BYTES
+                        starts = rows[packed[k]]
+                        bad = _unpack_tile(unpack, blocks[k], tile, (begin, end), count, planes, target, starts)
+                        if bad >= 0:
+                            return (k * frames + bad) * blocks.shape[2] + tile
+                    for frame in range(begin, end):
+                        place = (frame - begin) * BLOCK - first
+                        if pack:
+                            rows[value_row, frame] = values + place * size
+                        if count_flags:
+                            rows[flags_row, frame] = flags.ctypes.data + place * FLAG_BYTES
+                            rows[marks_row, frame] = marks.ctypes.data + place // LANES
+                    call_kernel(kernel, table, begin, end, pixels, first, first + count)
+                    for frame in range(begin, end):
+                        value, reasons, marked = rows[value_row, frame], rows[flags_row, frame], rows[marks_row, frame]
+                        _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons, marked)
+                        if count_flags:
+                            number, kept = frame - begin, held[first // LANES :]
+                            part = always[first : first + count]
+                            lacking[frame] += _tally(flags[number], marks[number], count, part, kept, counts)
+                        if pack:
+                            target = pieces[own, frame].ctypes.data + lengths[own, frame]
+                            lengths[own, frame] += pack_tile(value + first * size, count, planes, target, runs)
 
     return stream

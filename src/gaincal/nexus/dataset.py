@@ -37,6 +37,8 @@ Box = tuple[tuple[int, ...], tuple[int, ...]]
 MAX_CHUNK_BYTES = 256 << 20
 MIN_CHECKED_BYTES = 4 << 30
 MAX_INFLATION = 1000
+ASKED_ONE_BY_ONE = 64
+"""So many chunks are looked up before all of them are."""
 
 
 def element_type(place: Place) -> np.dtype[Any]:
@@ -104,6 +106,7 @@ class PlainDataset:
         itemsize = self.dtype.itemsize
         self.pipeline = Pipeline((), int(np.prod(self.chunks or (0,), dtype=object)) * itemsize, itemsize)
         self._places: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._infos: dict[tuple[int, ...], Any] = {}
         self._file: _Descriptor | None = None
         if self.chunks is None:
             return
@@ -219,6 +222,11 @@ class PlainDataset:
         """Bytes of a chunk in the file, 0 if it was never written; raises FileError if it cannot be one."""
         return self._located(offset)[1]
 
+    def lies(self, offset: tuple[int, ...]) -> tuple[int, int, int]:
+        """File descriptor, place and bytes (0 if never written) of a chunk; raises FileError if it cannot be one."""
+        assert self._file is not None
+        return self._file.number, *self._located(offset)
+
     def stored(self, offset: tuple[int, ...]) -> Bytes | None:
         """A chunk as it lies in the file, None if it was never written; raises FileError if it cannot be one."""
         size = self.stored_bytes(offset)
@@ -242,42 +250,13 @@ class PlainDataset:
             raise self.damage(offset, "the file ends within it")
 
     @property
-    def direct(self) -> bool:
-        """Whether chunks are read without HDF5, once it is known where they lie."""
-        return self._file is not None
-
-    @property
     def packable(self) -> bool:
         """Whether the chunks are what `gaincal.kernels.stream` decodes: 16-bit words, bitshuffled, LZ4."""
         coder = self.pipeline.coder
-        if coder is None or self.chunks is None or self.dtype != np.uint16 or lz4_decoder() is None:
+        if coder is None or self._file is None or self.dtype != np.uint16 or lz4_decoder() is None:
             return False
         plain = all(number in (coder[0], FLETCHER32) for number, _ in self.pipeline.filters)
         return plain and coder[0] == BITSHUFFLE and compressor(coder[1]) == BITSHUFFLE_LZ4
-
-    def index(self, offset: tuple[int, ...], room: Bytes, blocks: npt.NDArray[np.int64]) -> bool:
-        """Read a chunk and note where its compressed blocks lie.
-
-        Parameters
-        ----------
-        offset : tuple of int
-        room : ndarray of uint8
-            Receives the chunk, of as many bytes as `stored_bytes`.
-        blocks : ndarray (block, 2) of int64
-            Receives address and length of each block in the room; left alone where the chunk was never written.
-
-        Returns
-        -------
-        bool
-            Whether the chunk is just as `packed` needs it.
-        """
-        from gaincal.kernels.stream import index_chunk
-
-        if not room.size:
-            return True
-        self._fetch(offset, room)
-        elements = self.pipeline.chunk_bytes // self.pipeline.itemsize
-        return index_chunk(room, self.pipeline.checksummed, elements, blocks)
 
     def read_all(self) -> Array:
         """All values, in native byte order; raises FileError if some were never written."""
@@ -372,7 +351,7 @@ class PlainDataset:
             return known
         where = f"{self.place.path} chunk {offset}"
         with reading(self.place.file, where):
-            info = self.dataset.id.get_chunk_info_by_coord(offset)
+            info = self._chunk_info(offset)
         found = (0, 0)
         if info.byte_offset is not None:
             if info.filter_mask:
@@ -384,20 +363,32 @@ class PlainDataset:
         self._places[offset] = found
         return found
 
+    def _chunk_info(self, offset: tuple[int, ...]) -> Any:
+        """What HDF5 knows of a chunk; asked for many, it is asked for all of them at once."""
+        if len(self._places) == ASKED_ONE_BY_ONE and hasattr(self.dataset.id, "chunk_iter"):
+            infos: dict[tuple[int, ...], Any] = {}
+            self.dataset.id.chunk_iter(lambda info: infos.__setitem__(info.chunk_offset, info))
+            places = {place: infos[place].byte_offset if place in infos else 0 for place in self._places}
+            if all(places[place] == known for place, (known, _) in self._places.items()):
+                self._infos = infos  # some HDF5 counts chunks in place of elements
+        if offset in self._infos:
+            return self._infos[offset]
+        return self.dataset.id.get_chunk_info_by_coord(offset)
+
 
 class _Descriptor:
     """A file descriptor of our own, so that nobody else closes it while chunks are read."""
 
     def __init__(self, file: h5py.File) -> None:
-        self._number = os.dup(file.id.get_vfd_handle())
-        weakref.finalize(self, os.close, self._number)
+        self.number = os.dup(file.id.get_vfd_handle())
+        weakref.finalize(self, os.close, self.number)
 
     def read_into(self, array: Bytes, place: int) -> int:
         """Read bytes from a place of the file; returns how many there were."""
         done = 0
         with array.data as view:
             while done < len(view):
-                count = os.preadv(self._number, [view[done:]], place + done)
+                count = os.preadv(self.number, [view[done:]], place + done)
                 if count == 0:
                     break
                 done += count

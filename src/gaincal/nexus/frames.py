@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from itertools import zip_longest
@@ -25,6 +26,8 @@ FRAMES_AT_ONCE = 32
 BLOCKS_AT_ONCE = 2
 """Values, and what is stored of them."""
 FLAGS_BYTES = 4
+HANDOVER = 1e-4
+"""Seconds in which other threads get hold of the interpreter, before writing takes it again and again."""
 MAX_MEMORY = 1024
 """MiB."""
 
@@ -109,6 +112,7 @@ def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -
         chunks = Chunks(block[1], pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
         ahead = evaluation.fetch(*following) if following else None
         with evaluation.storing(fetch, chunks, tally, ahead.jobs if ahead else ()):
+            time.sleep(HANDOVER)
             yield from ready
         ready = [(*block, chunks)]
         fetch = ahead or fetch

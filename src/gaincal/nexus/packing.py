@@ -9,9 +9,10 @@ from functools import partial
 
 import numpy as np
 
+from gaincal.kernels.libraries import pread
 from gaincal.kernels.memory import ALIGNMENT, empty_aligned
 from gaincal.kernels.packed import BLOCK, Packed
-from gaincal.kernels.threads import run_all
+from gaincal.kernels.threads import Job
 from gaincal.nexus.dataset import Box, PlainDataset, intersection
 
 
@@ -87,12 +88,7 @@ class Packing:
     first, count : int
         Frames.
     shares : int
-        Most jobs to make of the reading: taking turns would cost more than the work.
-
-    Attributes
-    ----------
-    jobs : list of callables
-        What there is to read, at the same time and without HDF5; they raise FileError if a chunk cannot be one.
+        Most jobs to make of the reading.
 
     Raises
     ------
@@ -106,24 +102,36 @@ class Packing:
         self._pixels = math.prod(shape[1:])
         self._chunks = [c for piece, planned in pieces for c in _chunks(piece, planned, first, count)]
         self._blocks = np.zeros((count, -(-self._pixels // BLOCK), 2), np.int64)
-        self._sizes = [chunk.source.stored_bytes(chunk.offset) for chunk in self._chunks]
-        self._edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes)]).tolist()
-        self._room = empty_aligned((self._edges[-1],), np.uint8)  # one for all: pages of large memory are large
-        self._fits = [False] * len(self._chunks)
-        shares = min(shares, len(self._chunks))
-        self.jobs = [partial(self._read, range(k, len(self._chunks), shares)) for k in range(shares)]
-        if not all(chunk.source.direct for chunk in self._chunks):
-            run_all(self.jobs, 1)
-            self.jobs = []
+        stored = [(c, *lies) for c in self._chunks if (lies := c.source.lies(c.offset))[-1]]
+        edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for *_, size in stored)]).tolist()
+        self._room = empty_aligned((edges[-1],), np.uint8)  # one for all: pages of large memory are large
+        rows = [self._row(*lies, place) for lies, place in zip(stored, edges, strict=False)]
+        self._wanted = np.array(rows, np.int64).reshape(len(rows), -1)
+        self._fits, self._counter = np.zeros(len(rows), np.uint8), np.zeros(1, np.int64)
+        self._shares = min(shares, len(rows))
 
-    def _read(self, numbers: range) -> None:
-        for k in numbers:
-            chunk, own = self._chunks[k], self._room[self._edges[k] : self._edges[k] + self._sizes[k]]
-            self._fits[k] = chunk.source.index(chunk.offset, own, self._blocks[chunk.frame, chunk.tiles])
+    @property
+    def jobs(self) -> list[Job]:
+        """What there is to do, at the same time and without HDF5."""
+        return [self._read] * self._shares
+
+    def _row(self, chunk: _Chunk, descriptor: int, place: int, size: int, edge: int) -> tuple[int, ...]:
+        """What `gaincal.kernels.stream.read_chunks` wants to know of a chunk."""
+        pipeline, tiles = chunk.source.pipeline, chunk.tiles
+        by_frame, by_tile, _ = self._blocks.strides
+        blocks = self._blocks.ctypes.data + chunk.frame * by_frame + tiles.start * by_tile
+        elements = pipeline.chunk_bytes // pipeline.itemsize
+        room = self._room.ctypes.data + edge
+        return descriptor, place, room, size, pipeline.checksummed, elements, blocks, tiles.stop - tiles.start
+
+    def _read(self) -> None:
+        from gaincal.kernels.stream import read_chunks
+
+        read_chunks(pread(), self._wanted, self._counter, self._fits)
 
     def packed(self) -> Packed | None:
-        """The words, once all jobs are done; None if a chunk is compressed in another way than its dataset says."""
-        if not all(self._fits):
+        """The words, once all jobs are done; None if a chunk cannot be read, or is not just as it must be."""
+        if not self._fits.all():
             return None
         return Packed(self._blocks, self._pixels, self._room, partial(_complain, self._chunks))
 
