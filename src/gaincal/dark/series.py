@@ -14,13 +14,15 @@ import numpy.typing as npt
 from gaincal.constants import SLAB_DIMS
 from gaincal.dark.recipe import CELL_AXIS, HIGH_GAIN, Recipe, by_frame_and_module, join_code
 from gaincal.errors import FileError, RequestError
-from gaincal.kernels.darks import tell_stages
-from gaincal.kernels.packed import BLOCK, Packed
+from gaincal.kernels.darks import Block, tell_stages
+from gaincal.kernels.packed import BLOCK
+from gaincal.kernels.unread import NOWHERE
+from gaincal.nexus.direct import Direct, find_direct
 from gaincal.nexus.words import Readable
 from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES, UNREAD_BYTES = 128 << 20, 256 << 20
 LEAST_FRAMES, MOST_FRAMES = 16, 256
 UNKNOWN, NONE = -1, -2
 REJECTED = ("other_stage", "undecided", "missing", "no_cell")
@@ -41,6 +43,8 @@ class Series:
         Memory cells; 0 where the constants have none, `NONE` for frames that were not recorded.
     high : ndarray (frame, module) of int
         1 where the frame was taken with high gain.
+    direct : mapping of str to Direct
+        Words that need not be read before they are summed.
     """
 
     file: Path
@@ -49,6 +53,7 @@ class Series:
     expected: Array
     cells: Array
     high: Array
+    direct: dict[str, Direct]
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -60,20 +65,23 @@ class Series:
         """Of a frame."""
         return math.prod(self.pixels[:-SLAB_DIMS])
 
-    @property
-    def frames_at_once(self) -> int:
-        """Frames of a block: so few that they stay in the cache, so many that sums stay in registers."""
+    def frames_at_once(self, name: str) -> int:
+        """Frames of a block: so many that sums stay in the cache from one to the next, so few that words fit memory."""
         size = 2 * math.prod(self.pixels)
-        return min(MOST_FRAMES, max(LEAST_FRAMES, BLOCK_BYTES // size))
+        most = UNREAD_BYTES if name in self.direct else BLOCK_BYTES
+        return min(MOST_FRAMES, max(LEAST_FRAMES, most // size))
 
     def candidates(self, label: int, cell: int) -> Array:
         """Frames that may belong to a stage and cell; (frame,) of bool."""
         own = (self.expected == label) | (self.expected == UNKNOWN)
         return np.asarray((own & (self.cells == cell)).any(axis=1))
 
-    def block(self, name: str, first: int, count: int, threads: int) -> tuple[Packed | Array, Array]:
+    def block(self, name: str, first: int, count: int, threads: int) -> tuple[Block, Array]:
         """Words of some frames, and where those of a module are missing; (frame, module)."""
         source = self.words[name]
+        unread = self.direct[name].unread(first, count) if name in self.direct else None
+        if unread is not None:
+            return unread, unread.places[:, :, 0] == NOWHERE
         size = math.prod(self.pixels) // self.modules
         whole = self.modules == 1 or size % BLOCK == 0
         stored = source.packed(first, count, threads) if whole and not self.recipe.code else None
@@ -131,7 +139,8 @@ def make_series(
         stated = by_frame_and_module(inputs[CELL_AXIS], modules)
         cells = np.where(stated == np.iinfo(stated.dtype).max, NONE, stated.astype(np.int64))
     high = np.where(high == 1, 1, 0) if len(recipe.stages) > 1 else np.zeros(high.shape, np.int64)
-    return Series(file, recipe, words, _expected(recipe, run, high, stage), cells, high)
+    direct = {} if recipe.code else {n: d for n, w in words.items() if (d := find_direct(w)) is not None}
+    return Series(file, recipe, words, _expected(recipe, run, high, stage), cells, high, direct)
 
 
 def _expected(recipe: Recipe, run: RawRun | None, high: Array, stage: int | None) -> Array:
@@ -155,7 +164,7 @@ def _listed(labels: Sequence[int]) -> str:
     return ", ".join(str(label) for label in labels)
 
 
-def told(series: Series, block: Packed | Array, frames: Array, majority: float, threads: int) -> tuple[Array, Array]:
+def told(series: Series, block: Block, frames: Array, majority: float, threads: int) -> tuple[Array, Array]:
     """The stage that most words of a module are in, and whether most are.
 
     Returns
