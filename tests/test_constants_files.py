@@ -197,6 +197,37 @@ def test_the_command_line_says_which_set_was_taken(raw: Path, tmp_path: Path) ->
     assert "taken 25.5 h before the run, more than 2 h" in late.output
 
 
+@pytest.mark.parametrize("fact", ["module_serials", "gain_mode", "exposure_time"])
+@pytest.mark.parametrize("who_says_it", ["user", "file"])
+def test_a_set_for_something_else_is_refused(fact: str, who_says_it: str, raw: Path, tmp_path: Path) -> None:
+    of_run, of_set = {"module_serials": ("049,307", "049,308"), "gain_mode": ("dynamic", "forceswitchg1")}.get(
+        fact, (1e-5, 1e-3)
+    )
+    write_set(tmp_path / "c.nxs", start_time=NOON, **{fact: of_set})
+    settings: dict[str, object] = {"photon_energy": 12.4}
+    if who_says_it == "user":
+        settings[fact] = of_run
+    else:
+        with h5py.File(raw, "r+") as file:
+            file.create_group("entry").attrs["NX_class"] = "NXentry"
+            instrument = file.create_group("entry/instrument")
+            instrument.attrs["NX_class"] = "NXinstrument"
+            detector = instrument.create_group("detector")
+            detector.attrs["NX_class"] = "NXdetector"
+            field = {"module_serials": "serial_number", "gain_mode": "gain_setting"}.get(fact, "count_time")
+            detector[field] = np.bytes_(of_run) if isinstance(of_run, str) else of_run
+            detector[field].attrs["units"] = "s"
+
+    def embedded(target: Path, mismatch: str) -> list[str]:
+        gain = {"gain": np.full((3, *PIXELS), 41.0, np.float32)}
+        how = {"formula": "jungfrau", "constants": gain, "constants_from": tmp_path / "c.nxs", "settings": settings}
+        return embed(f"{raw}::/words", target, source="plain", on_mismatch=mismatch, **how).notes
+
+    with pytest.raises(FileError, match=f"no set fits: c.nxs: is of {fact} {of_set}, the run of {of_run}"):
+        embedded(tmp_path / "m.nxs", "refuse")
+    assert f"constants: c.nxs is of {fact} {of_set}, the run of {of_run}" in embedded(tmp_path / "m.nxs", "warn")
+
+
 def test_two_sets_are_compared(tmp_path: Path) -> None:
     a = write_set(tmp_path / "a.nxs", 1, exposure_time=1e-5)
     b = write_set(tmp_path / "b.nxs", 2, stages=(0, 1), exposure_time=1e-4)

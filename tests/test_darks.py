@@ -222,7 +222,8 @@ def test_storage_cells_have_pedestals_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(planes(found)[0].mean(axis=(1, 2)), [3000, 3050, 3100, 3150], atol=0.1)
 
 
-def test_thresholds_of_agipd_lie_between_the_stages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("who_says_it", ["user", "files"])
+def test_thresholds_of_agipd_lie_between_the_stages(who_says_it: str, tmp_path: Path) -> None:
     pytest.importorskip("extra_data", reason="not in the oldest dependency set")
     from extra_data.tests.mockdata import write_file
     from extra_data.tests.mockdata.detectors import AGIPDModule
@@ -240,7 +241,13 @@ def test_thresholds_of_agipd_lie_between_the_stages(tmp_path: Path) -> None:
                 [rng.normal(5000 + stage, 8, (48, 512, 128)), rng.normal(4000 + 1000 * stage, 5, (48, 512, 128))], 1
             )
             data[...] = values.round().reshape(data.shape)
-    done = darks((), tmp_path / "c.nxs", stages={k: tmp_path / f"r{k}" for k in range(3)})
+        if who_says_it == "files":
+            with h5py.File(folder / "RAW-R0001-DA01-S00000.h5", "w") as file:
+                file["RUN/SPB_IRU_AGIPD1M1/MDL/FPGA_COMP/gainModeIndex/value"] = np.array([stage + 1], np.int32)
+    runs = [tmp_path / f"r{k}" for k in range(3)]
+    named = ((), dict(enumerate(runs))) if who_says_it == "user" else (runs, {})
+    done = darks(named[0], tmp_path / "c.nxs", stages=named[1])
+    assert "gain_mode" not in read_constants(done.path).validity  # each run has another
     assert done.constant == "offset"
     found = read_constants(done.path)
     assert found.labels("thresholds")["threshold"] == (0, 1)

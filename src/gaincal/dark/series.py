@@ -25,6 +25,8 @@ Array = npt.NDArray[Any]
 BLOCK_BYTES, UNREAD_BYTES = 128 << 20, 256 << 20
 LEAST_FRAMES, MOST_FRAMES = 16, 256
 UNKNOWN, NONE = -1, -2
+FIXED = {"fixed_high": 0, "fixed_medium": 1, "fixed_low": 2}
+"""Stages of AGIPD by the gain mode that a run states; in ``adaptive`` it is patterns that force them."""
 REJECTED = ("other_stage", "undecided", "missing", "no_cell")
 
 
@@ -151,6 +153,9 @@ def _expected(recipe: Recipe, run: RawRun | None, high: Array, stage: int | None
         return np.full(high.shape, recipe.labels[0])
     if run is None or run.forced is None or not run.forced.any():
         if recipe.digital:
+            fixed = FIXED.get(str(run.facts.get("gain_mode"))) if run else None
+            if fixed is not None:
+                return np.full(high.shape, fixed)
             remedy = f"--stage {recipe.labels[0]}=RUN for each of {_listed(recipe.labels)}"
             raise RequestError(f"formula '{recipe.formula.name}' does not tell stages without thresholds: {remedy}")
         return np.full(high.shape, UNKNOWN)
