@@ -135,7 +135,7 @@ def _centres(rows: Array, count: int, stage: Array, middles: Array, spreads: Arr
         middles[pixel] = np.int64(words[number // 2, pixel]) if found else UNFOUND
         apart = np.int64(words[number - 1 - cut, pixel]) - np.int64(words[cut, pixel]) if found else UNFOUND
         spreads[pixel] = apart
-    return _middle(spreads)
+    return int(_middle(spreads))
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -154,7 +154,7 @@ def _middle(numbers: Array) -> int:
             high = middle
         else:
             low = middle + 1
-    return low if unknown < numbers.size else 0
+    return int(low if unknown < numbers.size else 0)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from gaincal.dark.recipe import find_recipe
+from gaincal.errors import FileError
 from gaincal.formulas import catalog
+from gaincal.nexus import names
 from gaincal.nexus.constantsfile import ConstantsSet
 from gaincal.quality.planes import Plane
 from gaincal.quality.rules import percent
@@ -35,7 +37,15 @@ def report_constants(found: ConstantsSet, previous: Sequence[Plane]) -> tuple[Pa
     page : Page
     content : dict
         The same for programs.
+
+    Raises
+    ------
+    FileError
+        If it is no set of dark runs.
     """
+    if not pedestal_name(found):
+        problem, remedy = "has no pedestal", "report the master that was embedded with it"
+        raise FileError(found.file, names.CONSTANTS_PATH, problem, remedy, code="no-constants")
     lacking = stages_lacking(found)
     rules = judge_set(found, lacking, previous)
     planes, reasons = all_planes(found), reason_counts(found)

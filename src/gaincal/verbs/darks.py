@@ -30,7 +30,7 @@ from gaincal.nexus.constantsfile import REASONS as REASONS_FIELD
 from gaincal.nexus.trust import reading
 from gaincal.sources.facts import file_checksum, merged, parse_facts
 from gaincal.sources.files import Spec
-from gaincal.sources.gather import find_readers, open_raw, suggested_formula
+from gaincal.sources.gather import find_readers, find_template, known_facts, open_raw, suggested_formula
 from gaincal.sources.mask_bits import reasons_of, translate
 from gaincal.sources.recognise import AUTO, recognise
 
@@ -181,7 +181,7 @@ class _Opened:
         self.stack.enter_context(reading(spec.file))
         _, words = find_readers(resolver, spec, self.recipe.formula, run)
         self.files += [f for f in (run.files if run else resolver.opened) if f not in self.files]
-        self.facts.append(dict(run.facts) if run else {})
+        self.facts.append(known_facts(resolver, None if run else find_template(resolver), run, {}))
         self.notes += [f"{spec.file.name}: {run.description}"] if run else []
         return make_series(spec.file, run, self.recipe, dict(words), stage)
 
