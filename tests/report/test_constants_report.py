@@ -15,7 +15,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from gaincal.errors import FileError
-from gaincal.nexus.constantsfile import ConstantsSet, read_constants
+from gaincal.nexus.atomic import atomic_output
+from gaincal.nexus.constantsfile import ConstantsSet, ConstantsWriter, read_constants
 from gaincal.quality.planes import planes_of_set
 from gaincal.quality.rules import BAD, DOUBTFUL, GOOD, NOT_JUDGED, Rule
 from gaincal.quality.set_rules import judge_set, reason_counts, six_numbers_of_set
@@ -138,3 +139,13 @@ def test_a_set_that_was_changed_is_refused(sets: dict[str, Path], tmp_path: Path
     with pytest.raises(FileError, match="checksum differs"):
         report(changed, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_set_without_pedestals_has_no_report(tmp_path: Path) -> None:
+    with atomic_output(tmp_path / "gain.nxs") as written:
+        writer = ConstantsWriter(written.file, SHAPE)
+        writer.create("gain", np.float32, "ADU/keV", {})
+        writer.put("gain", (), np.ones(SHAPE))
+        writer.finish(None, {}, {}, {})
+    with pytest.raises(FileError, match=r"gain\.nxs.*has no pedestal"):
+        report(tmp_path / "gain.nxs", tmp_path / "r.html")

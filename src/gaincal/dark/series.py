@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gaincal.constants import SLAB_DIMS
 from gaincal.dark.recipe import CELL_AXIS, HIGH_GAIN, Recipe, by_frame_and_module, join_code
+from gaincal.dark.translation import ANY
 from gaincal.errors import FileError, RequestError
 from gaincal.kernels.darks import Block, tell_stages
 from gaincal.kernels.packed import BLOCK
@@ -22,7 +23,7 @@ from gaincal.nexus.words import Readable
 from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
-BLOCK_BYTES, UNREAD_BYTES = 128 << 20, 256 << 20
+BLOCK_BYTES, UNREAD_BYTES = 128 << 20, 1 << 30
 LEAST_FRAMES, MOST_FRAMES = 16, 256
 UNKNOWN, NONE = -1, -2
 FIXED = {"fixed_high": 0, "fixed_medium": 1, "fixed_low": 2}
@@ -47,6 +48,8 @@ class Series:
         1 where the frame was taken with high gain.
     direct : mapping of str to Direct
         Words that need not be read before they are summed.
+    table : ndarray, optional
+        What words are replaced by; see `Recipe`.
     """
 
     file: Path
@@ -56,6 +59,7 @@ class Series:
     cells: Array
     high: Array
     direct: dict[str, Direct]
+    table: Array | None
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -86,7 +90,8 @@ class Series:
             return unread, unread.places[:, :, 0] == NOWHERE
         size = math.prod(self.pixels) // self.modules
         whole = self.modules == 1 or size % BLOCK == 0
-        stored = source.packed(first, count, threads) if whole and not self.recipe.code else None
+        plain = not self.recipe.code and self.table is None
+        stored = source.packed(first, count, threads) if whole and plain else None
         if stored is not None:
             return stored, (stored.blocks[:, :, 0] == 0).reshape(count, self.modules, -1).any(axis=2)
         words, missing = self._read(name, first, count, threads)
@@ -98,6 +103,8 @@ class Series:
     def _read(self, name: str, first: int, count: int, threads: int) -> tuple[Array, Array | None]:
         origin, shape = (first, *(0 for _ in self.pixels)), (count, *self.pixels)
         words, missing = self.words[name].read(origin, shape, threads)
+        if self.table is not None:
+            return self.table[words], missing
         if name != self.recipe.value or not self.recipe.code:
             return words, missing
         codes, lost = self.words[self.recipe.code].read(origin, shape, threads)
@@ -141,8 +148,13 @@ def make_series(
         stated = by_frame_and_module(inputs[CELL_AXIS], modules)
         cells = np.where(stated == np.iinfo(stated.dtype).max, NONE, stated.astype(np.int64))
     high = np.where(high == 1, 1, 0) if len(recipe.stages) > 1 else np.zeros(high.shape, np.int64)
-    direct = {} if recipe.code else {n: d for n, w in words.items() if (d := find_direct(w)) is not None}
-    return Series(file, recipe, words, _expected(recipe, run, high, stage), cells, high, direct)
+    table = recipe.table(ANY if stage is None else stage)
+    direct = (
+        {}
+        if recipe.code or table is not None
+        else {n: d for n, w in words.items() if (d := find_direct(w)) is not None}
+    )
+    return Series(file, recipe, words, _expected(recipe, run, high, stage), cells, high, direct, table)
 
 
 def _expected(recipe: Recipe, run: RawRun | None, high: Array, stage: int | None) -> Array:
@@ -152,12 +164,13 @@ def _expected(recipe: Recipe, run: RawRun | None, high: Array, stage: int | None
     if len(recipe.labels) == 1:
         return np.full(high.shape, recipe.labels[0])
     if run is None or run.forced is None or not run.forced.any():
-        if recipe.digital:
+        if recipe.must_be_stated:
             fixed = FIXED.get(str(run.facts.get("gain_mode"))) if run else None
             if fixed is not None:
                 return np.full(high.shape, fixed)
             remedy = f"--stage {recipe.labels[0]}=RUN for each of {_listed(recipe.labels)}"
-            raise RequestError(f"formula '{recipe.formula.name}' does not tell stages without thresholds: {remedy}")
+            lacking = "thresholds" if recipe.digital else "settings"
+            raise RequestError(f"formula '{recipe.formula.name}' does not tell stages without {lacking}: {remedy}")
         return np.full(high.shape, UNKNOWN)
     forced = by_frame_and_module(run.forced, high.shape[1])
     label = np.vectorize(lambda code: UNKNOWN if (s := recipe.forced(int(code))) is None else s, otypes=[int])(forced)
@@ -180,6 +193,9 @@ def told(series: Series, block: Block, frames: Array, majority: float, threads: 
     expected, high = series.expected[frames], series.high[frames]
     if len(series.recipe.labels) == 1 or series.recipe.digital:
         return expected, np.ones(expected.shape, bool)
+    if series.recipe.must_be_stated:
+        own = tell_stages(block, series.modules, [series.recipe.stage(series.recipe.labels[0]).right], threads)
+        return expected, own[..., 0] > majority
     ranges = sorted({stage.right for stages in series.recipe.stages for stage in stages})
     shares = tell_stages(block, series.modules, ranges, threads)
     names = np.full((2, len(ranges)), UNKNOWN)

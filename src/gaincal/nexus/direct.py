@@ -72,7 +72,7 @@ def find_direct(words: object) -> Direct | None:
         return None
     sources = {id(p.source): p.source for p in words.pieces if p.source}
     storages = {name: _find_storage(source) for name, source in sources.items()}
-    modules, slab = words.shape[1:-SLAB_DIMS], words.shape[-SLAB_DIMS:]
+    modules, slab = words.shape[1:][:-SLAB_DIMS], words.shape[1:][-SLAB_DIMS:]
     runs: list[list[_Run]] = []
     for index in np.ndindex(*modules):
         own: Box = (0, *index, *(0 for _ in slab)), (words.shape[0], *(1 for _ in index), *slab)
@@ -167,7 +167,7 @@ def _find_storage(source: PlainDataset) -> _Storage | None:
 
 def _find_run(piece: Piece, part: Box, slab: Index, storage: _Storage | None) -> _Run | None:
     """The words of a module that a piece holds; None if they do not follow each other in every frame."""
-    if storage is None or part[1][-SLAB_DIMS:] != slab:
+    if storage is None or part[1][-len(slab) :] != slab:
         return None
     (first, *_), (frames, *rest) = part
     start, count = piece.source_part((part[0], (1, *rest)))
