@@ -23,7 +23,7 @@ from gaincal.nexus.words import Readable
 from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
-BLOCK_BYTES, UNREAD_BYTES = 128 << 20, 1 << 30
+BLOCK_BYTES, UNREAD_BYTES = 32 << 20, 1 << 30
 LEAST_FRAMES, MOST_FRAMES = 16, 256
 UNKNOWN, NONE = -1, -2
 FIXED = {"fixed_high": 0, "fixed_medium": 1, "fixed_low": 2}
