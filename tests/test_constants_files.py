@@ -25,6 +25,7 @@ from gaincal.verbs.embed import embed
 Array = npt.NDArray[Any]
 PIXELS = (8, 64)
 REASONS = {"dead": 1, "noisy": 2}
+WANTED = ("pedestal", "gain", "noise", "pixel_mask")
 NOON = "2026-03-01T12:00:00Z"
 
 
@@ -119,10 +120,10 @@ def test_the_nearest_set_is_taken(tmp_path: Path) -> None:
         write_set(tmp_path / f"c{hour}.nxs", start_time=f"2026-03-01T{hour:02}:00:00Z", exposure_time=1e-5)
     with h5py.File(tmp_path / "other.h5", "w"):
         pass
-    found = choose(tmp_path, {"start_time": NOON, "exposure_time": 1.001e-5})
-    assert found.file.name == "c11.nxs"
+    found = choose(tmp_path, WANTED, {"start_time": NOON, "exposure_time": 1.001e-5})
+    assert {n: f.name for n, f in found.files.items()} == dict.fromkeys(("pedestal", "noise", "pixel_mask"), "c11.nxs")
     assert found.notes[0] == "constants: c11.nxs, the nearest in time: taken 1.0 h before the run; 2 other set(s)"
-    zoned = choose(tmp_path, {"start_time": "2026-03-01T15:00:00+01:00"})
+    zoned = choose(tmp_path, WANTED, {"start_time": "2026-03-01T15:00:00+01:00"})
     assert zoned.notes[0].startswith("constants: c15.nxs, the nearest in time: taken 1.0 h after the run")
 
 
@@ -130,35 +131,55 @@ def test_sets_that_do_not_fit_are_refused_or_said(tmp_path: Path) -> None:
     write_set(tmp_path / "c.nxs", start_time="2026-03-01T02:00:00Z", exposure_time=1e-5, detector_name="JF01T01V01")
     data = {"start_time": NOON, "exposure_time": 2e-5, "detector_name": "JF07T32V01"}
     with pytest.raises(FileError, match=r"no set fits: c\.nxs: is of detector_name JF01T01V01, the run of JF07T32V01"):
-        choose(tmp_path, data)
+        choose(tmp_path, WANTED, data)
     with pytest.raises(FileError, match=r"taken 10\.0 h before the run, more than 4 h"):
-        choose(tmp_path, {"start_time": NOON}, max_age=4)
+        choose(tmp_path, WANTED, {"start_time": NOON}, max_age=4)
     with pytest.raises(FileError, match="cannot be dated"):
-        choose(tmp_path, {}, max_age=4)
-    warned = choose(tmp_path, data, max_age=4, mismatch="warn").notes
+        choose(tmp_path, WANTED, {}, max_age=4)
+    warned = choose(tmp_path, WANTED, data, max_age=4, mismatch="warn").notes
     assert len(warned) == 4
     assert "c.nxs is of exposure_time 1e-05, the run of 2e-05" in warned[2]
     with pytest.raises(RequestError, match="refuse or warn"):
-        choose(tmp_path, data, mismatch="perhaps")
+        choose(tmp_path, WANTED, data, mismatch="perhaps")
 
 
 def test_a_misfit_is_left_out_for_one_that_fits(tmp_path: Path) -> None:
     write_set(tmp_path / "a.nxs", start_time=NOON, exposure_time=1e-3)
     write_set(tmp_path / "b.nxs", start_time="2026-03-01T02:00:00Z", exposure_time=1e-5)
-    found = choose(tmp_path, {"start_time": NOON, "exposure_time": 1e-5})
-    assert found.file.name == "b.nxs"
+    found = choose(tmp_path, WANTED, {"start_time": NOON, "exposure_time": 1e-5})
+    assert {f.name for f in found.files.values()} == {"b.nxs"}
     assert "a.nxs left out, is of exposure_time 0.001, the run of 1e-05" in found.notes[1]
 
 
 def test_without_times_nobody_knows_the_nearest(tmp_path: Path) -> None:
     write_set(tmp_path / "a.nxs")
-    assert "how old it is nobody knows" in choose(tmp_path, {"start_time": NOON}).notes[0]
+    assert "how old it is nobody knows" in choose(tmp_path, WANTED, {"start_time": NOON}).notes[0]
     write_set(tmp_path / "b.nxs")
     with pytest.raises(FileError, match="no times tell which is the nearest"):
-        choose(tmp_path, {"start_time": NOON})
+        choose(tmp_path, WANTED, {"start_time": NOON})
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileError, match="holds no constants file"):
-        choose(tmp_path / "empty", {})
+        choose(tmp_path / "empty", WANTED, {})
+    with pytest.raises(FileError, match="has nothing that the formula takes: noise, pedestal, pixel_mask, reasons"):
+        choose(tmp_path / "a.nxs", ("offset",), {})
+
+
+def test_each_constant_comes_from_the_nearest_set_that_has_it(tmp_path: Path) -> None:
+    write_set(tmp_path / "darks.nxs", start_time="2026-03-01T02:00:00Z")
+    with atomic_output(tmp_path / "gains.nxs") as written:
+        writer = ConstantsWriter(written.file, PIXELS)
+        writer.create("gain", np.float32, "ADU/keV", {"stage": ()})
+        writer.put("gain", (0,), np.full(PIXELS, 40.0))
+        writer.finish(None, {}, {"start_time": "2026-03-01T11:00:00Z"}, {})
+    found = choose(tmp_path, WANTED, {"start_time": NOON})
+    taken = {"pedestal": "darks.nxs", "gain": "gains.nxs", "noise": "darks.nxs", "pixel_mask": "darks.nxs"}
+    assert {n: f.name for n, f in found.files.items()} == taken
+    assert [note.split(", the")[0] for note in found.notes] == ["constants: darks.nxs", "constants: gains.nxs"]
+    assert choose(tmp_path / "gains.nxs", WANTED, {}).mask is None
+    with h5py.File(tmp_path / "gains.nxs", "r+") as file:
+        file["entry/constants/gain/gain"][0, 0, 0] = 41
+    with pytest.raises(FileError, match="check"):
+        read_constants(tmp_path / "gains.nxs")
 
 
 def test_embed_takes_constants_and_mask_of_the_set(raw: Path, tmp_path: Path) -> None:
@@ -195,6 +216,37 @@ def test_the_command_line_says_which_set_was_taken(raw: Path, tmp_path: Path) ->
     late = CliRunner().invoke(main, [*command, "--overwrite", "--set", "start_time=2026-03-02T13:30:00Z"])
     assert late.exit_code == FileError.exit_code
     assert "taken 25.5 h before the run, more than 2 h" in late.output
+
+
+@pytest.mark.parametrize("fact", ["module_serials", "gain_mode", "exposure_time"])
+@pytest.mark.parametrize("who_says_it", ["user", "file"])
+def test_a_set_for_something_else_is_refused(fact: str, who_says_it: str, raw: Path, tmp_path: Path) -> None:
+    of_run, of_set = {"module_serials": ("049,307", "049,308"), "gain_mode": ("dynamic", "forceswitchg1")}.get(
+        fact, (1e-5, 1e-3)
+    )
+    write_set(tmp_path / "c.nxs", start_time=NOON, **{fact: of_set})
+    settings: dict[str, object] = {"photon_energy": 12.4}
+    if who_says_it == "user":
+        settings[fact] = of_run
+    else:
+        with h5py.File(raw, "r+") as file:
+            file.create_group("entry").attrs["NX_class"] = "NXentry"
+            instrument = file.create_group("entry/instrument")
+            instrument.attrs["NX_class"] = "NXinstrument"
+            detector = instrument.create_group("detector")
+            detector.attrs["NX_class"] = "NXdetector"
+            field = {"module_serials": "serial_number", "gain_mode": "gain_setting"}.get(fact, "count_time")
+            detector[field] = np.bytes_(of_run) if isinstance(of_run, str) else of_run
+            detector[field].attrs["units"] = "s"
+
+    def embedded(target: Path, mismatch: str) -> list[str]:
+        gain = {"gain": np.full((3, *PIXELS), 41.0, np.float32)}
+        how = {"formula": "jungfrau", "constants": gain, "constants_from": tmp_path / "c.nxs", "settings": settings}
+        return embed(f"{raw}::/words", target, source="plain", on_mismatch=mismatch, **how).notes
+
+    with pytest.raises(FileError, match=f"no set fits: c.nxs: is of {fact} {of_set}, the run of {of_run}"):
+        embedded(tmp_path / "m.nxs", "refuse")
+    assert f"constants: c.nxs is of {fact} {of_set}, the run of {of_run}" in embedded(tmp_path / "m.nxs", "warn")
 
 
 def test_two_sets_are_compared(tmp_path: Path) -> None:

@@ -222,7 +222,8 @@ def test_storage_cells_have_pedestals_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_allclose(planes(found)[0].mean(axis=(1, 2)), [3000, 3050, 3100, 3150], atol=0.1)
 
 
-def test_thresholds_of_agipd_lie_between_the_stages(tmp_path: Path) -> None:
+@pytest.mark.parametrize("who_says_it", ["user", "files"])
+def test_thresholds_of_agipd_lie_between_the_stages(who_says_it: str, tmp_path: Path) -> None:
     pytest.importorskip("extra_data", reason="not in the oldest dependency set")
     from extra_data.tests.mockdata import write_file
     from extra_data.tests.mockdata.detectors import AGIPDModule
@@ -240,13 +241,63 @@ def test_thresholds_of_agipd_lie_between_the_stages(tmp_path: Path) -> None:
                 [rng.normal(5000 + stage, 8, (48, 512, 128)), rng.normal(4000 + 1000 * stage, 5, (48, 512, 128))], 1
             )
             data[...] = values.round().reshape(data.shape)
-    done = darks((), tmp_path / "c.nxs", stages={k: tmp_path / f"r{k}" for k in range(3)})
+        if who_says_it == "files":
+            with h5py.File(folder / "RAW-R0001-DA01-S00000.h5", "w") as file:
+                file["RUN/SPB_IRU_AGIPD1M1/MDL/FPGA_COMP/gainModeIndex/value"] = np.array([stage + 1], np.int32)
+    runs = [tmp_path / f"r{k}" for k in range(3)]
+    named = ((), dict(enumerate(runs))) if who_says_it == "user" else (runs, {})
+    done = darks(named[0], tmp_path / "c.nxs", stages=named[1])
+    assert "gain_mode" not in read_constants(done.path).validity  # each run has another
     assert done.constant == "offset"
     found = read_constants(done.path)
     assert found.labels("thresholds")["threshold"] == (0, 1)
     np.testing.assert_allclose(planes(found, "thresholds")[:, :, 0].mean(axis=(1, 2, 3)), [4500, 5500], atol=0.5)
     assert np.isnan(planes(found, "offset")[:, :, 1:]).all()
     np.testing.assert_allclose(planes(found, "offset")[:, :, 0].mean(axis=(1, 2, 3)), [5000, 5001, 5002], atol=0.1)
+
+
+def test_strips_with_bits_that_nobody_looks_at(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    words = rng.normal(1000, 8, (3, 60, 1280)).round().astype(np.uint16)
+    words |= np.array([0, 1, 3], np.uint16)[:, None, None] << 12
+    words |= rng.integers(0, 4, words.shape).astype(np.uint16) << 14
+    words[:, :2, 3] = 0x2000 | 900
+    words[0, :20, 4] = 0x1000 | 900
+    with h5py.File(tmp_path / "g.h5", "w") as file:
+        file["raw"] = words.reshape(-1, 1280)
+    done = darks([tmp_path / "g.h5"], tmp_path / "c.nxs", formula="gotthard2", source="plain")
+    assert [(line["stage"], line["frames"]) for line in done.stages] == [(0, 60), (1, 60), (2, 60)]
+    found, values = read_constants(done.path), (words & 0x0FFF).astype(float)
+    usual = np.delete(np.arange(1280), [3, 4])
+    np.testing.assert_allclose(planes(found)[:, usual], values[:, :, usual].mean(axis=1), atol=0.2)
+    assert (planes(found, "counts")[:, 3] == 58).all()
+    assert (planes(found, "reasons")[:, 3] >> REASONS["undefined_code"] & 1).all()
+    assert planes(found, "counts")[0, 4] == 40
+    assert planes(found, "reasons")[0, 4] >> REASONS["switching"] & 1
+
+
+def test_stages_of_settings_are_stated(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    switched = {0: 0, 3: 0, 5: 0x4000}  # always high; high that switches, before and after
+    runs = {}
+    for stage, bit in switched.items():
+        words = rng.normal(3000 + stage, 8, (60, 32, 64)).round().astype(np.uint16) | np.uint16(bit)
+        words[:, 1, 1] = rng.choice([3000, 3000 | 0x4000, 3000 | 0x8000], 60)
+        runs[stage] = write_words(tmp_path / f"r{stage}.h5", words)
+    with pytest.raises(
+        RequestError, match="does not tell stages without settings: --stage 0=RUN for each of 0, 1, 2, 3"
+    ):
+        darks([runs[0]], tmp_path / "c.nxs", formula="epix10ka", source="plain")
+    done = darks((), tmp_path / "c.nxs", stages=runs, formula="epix10ka", source="plain")
+    assert done.lacking == [1, 2, 4, 6]
+    found = read_constants(done.path)
+    np.testing.assert_allclose(np.median(planes(found), axis=(1, 2)), [3000, 3003, 3005], atol=0.5)
+    assert planes(found, "counts")[0, 1, 1] == 60  # FH is told whether the bit is set or not
+    assert [
+        bool(r >> REASONS["switching"] & 1 or r >> REASONS["wrong_gain"] & 1) for r in planes(found, "reasons")[:, 1, 1]
+    ] == [False, True, True]
+    wrong = darks((), tmp_path / "d.nxs", stages={0: runs[0], 3: runs[5]}, formula="epix10ka", source="plain")
+    assert wrong.rejected["undecided"] == 60
 
 
 def test_constants_of_a_dark_reproduce_photons(shared_data: Path, tmp_path: Path) -> None:
@@ -287,8 +338,8 @@ def test_what_cannot_be_is_refused(runs: list[Path], tmp_path: Path) -> None:
         darks(runs, out, formula="jungfrau", thresholds={"loud": 3})
     with pytest.raises(RequestError, match="name a dark run"):
         darks((), out, formula="jungfrau")
-    with pytest.raises(RequestError, match="not told by a word alone"):
-        darks(runs, out, formula="epix10ka")
+    with pytest.raises(RequestError, match="its adc is not told by a word alone"):
+        darks(runs, out, formula="linear")
     with pytest.raises(FileError, match=r"no dark frame that could be used \(other_stage: 200"):
         darks((), out, stages={2: runs[0]}, formula="jungfrau")
     with pytest.raises(RequestError, match="is read: choose another name"):

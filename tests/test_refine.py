@@ -15,9 +15,11 @@ from broken_runs import make_run
 from gaincal.cli import main
 from gaincal.errors import OutputError, RequestError
 from gaincal.lazy import open_calibrated
+from gaincal.nexus.constantsfile import read_constants
 from gaincal.quality.refine import MODULE, NOTHING, PIXEL, half_window, untruncated
 from gaincal.quality.statistics import collect
 from gaincal.simulate import NOISE, PHOTON_ENERGY, TYPICAL_GAIN, make_module
+from gaincal.verbs.constants import diff
 from gaincal.verbs.embed import embed
 from gaincal.verbs.refine import Refined, refine
 
@@ -47,14 +49,15 @@ def simulate(directory: Path, shared: float) -> tuple[Path, Array]:
     return directory / "old.nxs", truth
 
 
-def _embed(directory: Path, name: str, pedestal: Any, gain: Any) -> None:
-    constants = {"pedestal": pedestal, "gain": gain}
+def _embed(directory: Path, name: str, pedestal: Any, gain: Any, constants_from: Path | None = None) -> None:
+    constants = {"pedestal": pedestal} | ({"gain": gain} if gain is not None else {})
     embed(
         directory / "raw.h5",
         directory / name,
         formula="jungfrau",
         constants=constants,
-        settings={"photon_energy": PHOTON_ENERGY},
+        constants_from=constants_from,
+        settings={"photon_energy": PHOTON_ENERGY, "start_time": "2026-03-01T12:00:00Z", "module_serials": "049"},
     )
 
 
@@ -122,12 +125,29 @@ def test_refined_gains_calibrate_the_run(refined: tuple[Path, Refined, Array]) -
 
 def test_the_file_says_how_it_was_made(refined: tuple[Path, Refined, Array]) -> None:
     with h5py.File(refined[0] / "gain.nxs") as file:
-        parameters = file["entry/process/parameters"]
+        parameters = file["entry/constants/parameters"]
         assert parameters["frames"][()] == FRAMES
         assert b"Redford" in parameters["method"][()]
-        assert parameters["expected"].attrs["units"] == "keV"
+        assert parameters["expected"][()] == pytest.approx(PHOTON_ENERGY)
+        assert parameters["expected_units"][()] == b"keV"
+        assert parameters["refined_stage"][()] == 0
         assert file["entry/constants/modules/factor"].shape == (1,)
         assert file["entry/constants/modules/zero_over_time"].shape[0] == 1
+
+
+def test_the_file_is_a_set_of_constants(refined: tuple[Path, Refined, Array]) -> None:
+    directory, _, _ = refined
+    held = read_constants(directory / "gain.nxs")
+    assert held.validity == {"start_time": "2026-03-01T12:00:00Z", "module_serials": "049"}
+    assert held.labels("gain") == {"stage": (0, 1, 2)}
+    assert held.pixel_mask is None
+    assert not diff(directory / "gain.nxs", directory / "gain.nxs").lacking
+    with h5py.File(directory / "old.nxs") as file:
+        pedestal = np.asarray(file["entry/instrument/detector/calibration/jungfrau/pedestal/pedestal"])
+    _embed(directory, "by_hand.nxs", pedestal, f"{directory / 'gain.nxs'}::/entry/constants/gain/gain")
+    _embed(directory, "from_set.nxs", pedestal, None, directory / "gain.nxs")
+    values = [open_calibrated(directory / name).values for name in ("by_hand.nxs", "from_set.nxs")]
+    np.testing.assert_array_equal(*values)
 
 
 def test_modules_alone_can_be_asked_for(tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_histograms_are_those_of_the_reference(stage: Stage, frames: int) -> Non
     assert_same(found.result(0), expected)
 
 
+@pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
+@pytest.mark.parametrize("frames", [1, 48])
+def test_compiled_quantiles_are_those_of_numpy(stage: Stage, frames: int) -> None:
+    words = dark_words(frames, TILE + 50, stage)
+    found = added(Histograms([stage], 1, words.shape[1]), [words])
+    parts = (0.0, 0.1, 0.5, 0.84, 1.0)
+    h = found.result(0)
+    for part, values in zip(parts, found.quantiles(0, parts, threads=2), strict=True):
+        expected = quantile(part, h["below"], h["counts"], h["above"], h["base"], h["shift"], stage.zero)
+        np.testing.assert_array_equal(values.view(np.int64), expected.view(np.int64), str(part))
+    assert np.isfinite(found.quantiles(0, (0.5,))).any()
+
+
 def test_compressed_words_give_the_same(tmp_path: Path) -> None:
     words = dark_words(40, 2 * TILE, G0)
     with h5py.File(tmp_path / "w.h5", "w") as file:

@@ -15,7 +15,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from gaincal.errors import FileError
-from gaincal.nexus.constantsfile import ConstantsSet, read_constants
+from gaincal.nexus.atomic import atomic_output
+from gaincal.nexus.constantsfile import ConstantsSet, ConstantsWriter, read_constants
+from gaincal.quality.cells import cells_of_set
 from gaincal.quality.planes import planes_of_set
 from gaincal.quality.rules import BAD, DOUBTFUL, GOOD, NOT_JUDGED, Rule
 from gaincal.quality.set_rules import judge_set, reason_counts, six_numbers_of_set
@@ -85,7 +87,7 @@ def test_a_healthy_set_is_good(sets: dict[str, Path]) -> None:
     assert rules["pedestal-error"].value == pytest.approx(1 / np.sqrt(FRAMES), rel=0.05)
     numbers = {n.name: n.value for n in six_numbers_of_set(found, [], list(rules.values()))}
     assert len(numbers) == 6
-    assert numbers["stages"] == "0, 1, 2"
+    assert numbers["stages"] == "3 of 3"
     assert float(numbers["noise"].split()[0]) == pytest.approx(NOISE[0], rel=0.05)
     assert numbers["words"] == str(FRAMES)
 
@@ -138,3 +140,29 @@ def test_a_set_that_was_changed_is_refused(sets: dict[str, Path], tmp_path: Path
     with pytest.raises(FileError, match="checksum differs"):
         report(changed, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_set_without_pedestals_has_no_report(tmp_path: Path) -> None:
+    with atomic_output(tmp_path / "gain.nxs") as written:
+        writer = ConstantsWriter(written.file, SHAPE)
+        writer.create("gain", np.float32, "ADU/keV", {})
+        writer.put("gain", (), np.ones(SHAPE))
+        writer.finish(None, {}, {}, {})
+    with pytest.raises(FileError, match=r"gain\.nxs.*has no pedestal"):
+        report(tmp_path / "gain.nxs", tmp_path / "r.html")
+
+
+def test_every_memory_cell_is_seen(tmp_path: Path) -> None:
+    levels = 3000.0 + 10 * np.arange(8).reshape(4, 2)
+    with atomic_output(tmp_path / "cells.nxs") as written:
+        writer = ConstantsWriter(written.file, (2, *SHAPE))
+        writer.create("pedestal", np.float32, "ADU", {"stage": (), "cell": (3, 5, 6, 9)})
+        for k, cell in enumerate((3, 5, 6, 9)):
+            writer.put("pedestal", (0, cell), np.broadcast_to(levels[k, :, None, None], (2, *SHAPE)))
+        writer.finish(np.zeros((2, *SHAPE), np.uint32), {}, {}, {})
+    (found,) = cells_of_set(read_constants(tmp_path / "cells.nxs"))
+    assert (found.name, found.stage, found.cells) == ("pedestal", 0, (3, 5, 6, 9))
+    np.testing.assert_array_equal(found.medians, levels.T)
+    report(tmp_path / "cells.nxs", tmp_path / "r.html")
+    assert "Memory cells" in (tmp_path / "r.html").read_text()
+    assert json.loads((tmp_path / "r.json").read_text())["cells"][0]["medians"] == levels.T.tolist()

@@ -39,7 +39,7 @@ def written(words: Array, number: int, **said: Any) -> bytes:
     count = said.get("packets", packets - len(set(lost)))
     info, bunch = said.get("info", CELL_15), said.get("bunch", 0)
     kind, version = said.get("type", 3), said.get("version", 2)
-    place = (0, said.get("row", 0), said.get("column", 0), 0)
+    place = (said.get("module", 0), said.get("row", 0), said.get("column", 0), 0)
     header = struct.pack("<QIIQQ4HIH2B", number, 25600, count, bunch, 10_000 * number, *place, info, 0, kind, version)
     return header + mask.to_bytes(64, "little") + words.astype("<u2").tobytes()
 
@@ -538,3 +538,19 @@ def test_a_sparse_file_of_a_terabyte_costs_nothing(tmp_path: Path) -> None:
     os.truncate(first_file(master), 1048688 << 20)
     with pytest.raises(FileError, match="frame 1 has a header of detector type 0"):
         recognise(master)
+
+
+@pytest.mark.parametrize(("interfaces", "told"), [(1, "307,49"), (2, "307,49")])
+def test_modules_state_their_numbers(interfaces: int, told: str, tmp_path: Path) -> None:
+    made = Run(2, interfaces, frames=3, said=lambda at: {"module": (307, 49)[at.port // interfaces]})
+    assert found(made.write(tmp_path)).facts["module_serials"] == told
+
+
+def test_numbers_that_change_or_lack_are_none(tmp_path: Path) -> None:
+    for name, said in {
+        "changing": lambda at: {"module": 1 + at.frame},
+        "lacking": lambda at: {"module": at.port},
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        assert "module_serials" not in found(Run(2, frames=3, said=said).write(folder)).facts

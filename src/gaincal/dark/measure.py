@@ -13,17 +13,14 @@ import numpy.typing as npt
 from gaincal.dark.recipe import Recipe
 from gaincal.dark.series import NONE, REJECTED, Series, stretches, told
 from gaincal.errors import RequestError
-from gaincal.kernels.dark_rules import ONE_SIGMA, Moments, gate, moments, quantile
+from gaincal.kernels.dark_rules import ONE_SIGMA, Moments, gate, moments
 from gaincal.kernels.darks import COUNT_BYTES, SUM_BYTES, Histograms, Sums
-from gaincal.kernels.packed import Packed
 
 Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 MEAN, MEDIAN, GATED = "mean", "median", "gated"
 METHODS = (MEAN, MEDIAN, GATED)
 USED = 1
-AT_ONCE = 1 << 16
-"""Pixels whose cumulated histograms are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -187,14 +184,14 @@ class Survey:
         size = gathering.pixels
         for series, state in zip(self.series, self.states, strict=True):
             chosen = _chosen(series, batch)
-            for first, count in stretches(chosen, series.frames_at_once):
+            for first, count in stretches(chosen, series.frames_at_once(name)):
                 frames = np.arange(first, first + count)
                 block, lost = series.block(name, first, count, self.threads)
                 label, decided = told(series, block, frames, self.method.majority, self.threads)
                 bins = self._assigned(series, state, frames, lost, label, decided, batch)
                 if band != (0, series.modules):
                     pixels = band[0] * size, band[1] * size
-                    block = block.part(*pixels) if isinstance(block, Packed) else block[:, slice(*pixels)]
+                    block = block[:, slice(*pixels)] if isinstance(block, np.ndarray) else block.part(*pixels)
                 gathering.add(block, bins[:, slice(*band)], self.threads)
                 self.done += int(np.count_nonzero(chosen[frames]))
                 self.progress(self.done, max(total, self.done))
@@ -231,14 +228,7 @@ class Survey:
 
     def _of_histogram(self, histograms: Histograms, number: int, where: tuple[int, int]) -> Found:
         r = histograms.result(number)
-        zero = histograms.stages[number].zero
-        parts: list[list[Array]] = [[], [], []]
-        for first in range(0, len(r["base"]), AT_ONCE):
-            own = slice(first, first + AT_ONCE)
-            given = (r["below"][own], r["counts"][own], r["above"][own], r["base"][own], r["shift"][own], zero)
-            for values, part in zip(parts, (0.5, ONE_SIGMA, 1 - ONE_SIGMA), strict=True):
-                values.append(quantile(part, *given))
-        middle, low, high = (np.concatenate(p) for p in parts)
+        middle, low, high = histograms.quantiles(number, (0.5, ONE_SIGMA, 1 - ONE_SIGMA), self.threads)
         used = (r["below"] + r["above"] + r["counts"].sum(axis=1, dtype=np.uint32)).astype(np.uint32)
         result = Moments(used, middle, (high - low) / 2)
         return Found(*where, histograms.offered[number], result, r["right"], r["undefined"])

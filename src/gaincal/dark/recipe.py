@@ -6,12 +6,13 @@ The formula decides, by being asked: all 65,536 words go through its own steps.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gaincal.dark.translation import ADC, ADC_BITS, ANY, STAGE, WORDS, translate
 from gaincal.errors import RequestError
 from gaincal.formulas.checks import is_words
 from gaincal.formulas.formula import Formula
@@ -20,12 +21,9 @@ from gaincal.kernels.dark_rules import NARROW, Stage
 from gaincal.kernels.reference import evaluate
 
 Array = npt.NDArray[Any]
-WORDS = np.arange(1 << 16, dtype=np.uint16)
 PEDESTALS = ("pedestal", "offset")
 STAGE_AXIS, CELL_AXIS = "stage", "cell"
-STAGE, ADC, HIGH_GAIN, THRESHOLDS, GAIN_CODE = "stage", "adc", "high_gain", "thresholds", "gain_code"
-ADC_BITS = 14
-"""Where a gain code that has a dataset of its own is put behind the ADC."""
+HIGH_GAIN, THRESHOLDS, GAIN_CODE = "high_gain", "thresholds", "gain_code"
 UNDEFINED_CODE = 2
 
 
@@ -45,6 +43,9 @@ class Recipe:
         by thresholds; empty where there are none.
     stages : tuple of tuple of Stage
         Of frames with low gain, and of frames with high gain.
+    tables : mapping of int to ndarray (65536,) of uint16
+        What words are replaced by before they are looked at, where words that mean the same do not follow each other:
+        for runs in a stage that somebody states, by its label; by `ANY` for all runs.
     """
 
     formula: Formula
@@ -55,6 +56,16 @@ class Recipe:
     code: str
     digital: str
     stages: tuple[tuple[Stage, ...], ...]
+    tables: Mapping[int, Array] = field(default_factory=dict)
+
+    @property
+    def must_be_stated(self) -> bool:
+        """Whether words alone do not tell the stage of a frame."""
+        return bool(self.digital) or bool(self.tables and ANY not in self.tables)
+
+    def table(self, stage: int) -> Array | None:
+        """What words of a run are replaced by; None for nothing."""
+        return self.tables.get(ANY, self.tables.get(stage))
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -89,6 +100,8 @@ def find_recipe(formula: Formula) -> Recipe:
     value = next((n for n in words if n != code), "")
     if len(words) != 1 + bool(code):
         raise RequestError(f"darks of formula '{formula.name}' cannot be taken: it has words {', '.join(words)}")
+    if not code and STAGE_AXIS in axes and (found := translate(formula, value)):
+        return Recipe(formula, constant.name, axes, pixel_dims, value, "", "", (found.stages,), found.tables)
     settings = (0, 1) if any(i.name == HIGH_GAIN for i in formula.inputs) else (0,)
     stages = tuple(_stages(formula, value, code, axes, high) for high in settings)
     return Recipe(formula, constant.name, axes, pixel_dims, value, code, "", stages)

@@ -13,16 +13,21 @@ import numpy.typing as npt
 
 from gaincal.constants import SLAB_DIMS
 from gaincal.dark.recipe import CELL_AXIS, HIGH_GAIN, Recipe, by_frame_and_module, join_code
+from gaincal.dark.translation import ANY
 from gaincal.errors import FileError, RequestError
-from gaincal.kernels.darks import tell_stages
-from gaincal.kernels.packed import BLOCK, Packed
+from gaincal.kernels.darks import Block, tell_stages
+from gaincal.kernels.packed import BLOCK
+from gaincal.kernels.unread import NOWHERE
+from gaincal.nexus.direct import Direct, find_direct
 from gaincal.nexus.words import Readable
 from gaincal.sources.run import RawRun
 
 Array = npt.NDArray[Any]
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES, UNREAD_BYTES = 32 << 20, 1 << 30
 LEAST_FRAMES, MOST_FRAMES = 16, 256
 UNKNOWN, NONE = -1, -2
+FIXED = {"fixed_high": 0, "fixed_medium": 1, "fixed_low": 2}
+"""Stages of AGIPD by the gain mode that a run states; in ``adaptive`` it is patterns that force them."""
 REJECTED = ("other_stage", "undecided", "missing", "no_cell")
 
 
@@ -41,6 +46,10 @@ class Series:
         Memory cells; 0 where the constants have none, `NONE` for frames that were not recorded.
     high : ndarray (frame, module) of int
         1 where the frame was taken with high gain.
+    direct : mapping of str to Direct
+        Words that need not be read before they are summed.
+    table : ndarray, optional
+        What words are replaced by; see `Recipe`.
     """
 
     file: Path
@@ -49,6 +58,8 @@ class Series:
     expected: Array
     cells: Array
     high: Array
+    direct: dict[str, Direct]
+    table: Array | None
 
     @property
     def pixels(self) -> tuple[int, ...]:
@@ -60,23 +71,27 @@ class Series:
         """Of a frame."""
         return math.prod(self.pixels[:-SLAB_DIMS])
 
-    @property
-    def frames_at_once(self) -> int:
-        """Frames of a block: so few that they stay in the cache, so many that sums stay in registers."""
+    def frames_at_once(self, name: str) -> int:
+        """Frames of a block: so many that sums stay in the cache from one to the next, so few that words fit memory."""
         size = 2 * math.prod(self.pixels)
-        return min(MOST_FRAMES, max(LEAST_FRAMES, BLOCK_BYTES // size))
+        most = UNREAD_BYTES if name in self.direct else BLOCK_BYTES
+        return min(MOST_FRAMES, max(LEAST_FRAMES, most // size))
 
     def candidates(self, label: int, cell: int) -> Array:
         """Frames that may belong to a stage and cell; (frame,) of bool."""
         own = (self.expected == label) | (self.expected == UNKNOWN)
         return np.asarray((own & (self.cells == cell)).any(axis=1))
 
-    def block(self, name: str, first: int, count: int, threads: int) -> tuple[Packed | Array, Array]:
+    def block(self, name: str, first: int, count: int, threads: int) -> tuple[Block, Array]:
         """Words of some frames, and where those of a module are missing; (frame, module)."""
         source = self.words[name]
+        unread = self.direct[name].unread(first, count) if name in self.direct else None
+        if unread is not None:
+            return unread, unread.places[:, :, 0] == NOWHERE
         size = math.prod(self.pixels) // self.modules
         whole = self.modules == 1 or size % BLOCK == 0
-        stored = source.packed(first, count, threads) if whole and not self.recipe.code else None
+        plain = not self.recipe.code and self.table is None
+        stored = source.packed(first, count, threads) if whole and plain else None
         if stored is not None:
             return stored, (stored.blocks[:, :, 0] == 0).reshape(count, self.modules, -1).any(axis=2)
         words, missing = self._read(name, first, count, threads)
@@ -88,6 +103,8 @@ class Series:
     def _read(self, name: str, first: int, count: int, threads: int) -> tuple[Array, Array | None]:
         origin, shape = (first, *(0 for _ in self.pixels)), (count, *self.pixels)
         words, missing = self.words[name].read(origin, shape, threads)
+        if self.table is not None:
+            return self.table[words], missing
         if name != self.recipe.value or not self.recipe.code:
             return words, missing
         codes, lost = self.words[self.recipe.code].read(origin, shape, threads)
@@ -131,7 +148,13 @@ def make_series(
         stated = by_frame_and_module(inputs[CELL_AXIS], modules)
         cells = np.where(stated == np.iinfo(stated.dtype).max, NONE, stated.astype(np.int64))
     high = np.where(high == 1, 1, 0) if len(recipe.stages) > 1 else np.zeros(high.shape, np.int64)
-    return Series(file, recipe, words, _expected(recipe, run, high, stage), cells, high)
+    table = recipe.table(ANY if stage is None else stage)
+    direct = (
+        {}
+        if recipe.code or table is not None
+        else {n: d for n, w in words.items() if (d := find_direct(w)) is not None}
+    )
+    return Series(file, recipe, words, _expected(recipe, run, high, stage), cells, high, direct, table)
 
 
 def _expected(recipe: Recipe, run: RawRun | None, high: Array, stage: int | None) -> Array:
@@ -141,9 +164,13 @@ def _expected(recipe: Recipe, run: RawRun | None, high: Array, stage: int | None
     if len(recipe.labels) == 1:
         return np.full(high.shape, recipe.labels[0])
     if run is None or run.forced is None or not run.forced.any():
-        if recipe.digital:
+        if recipe.must_be_stated:
+            fixed = FIXED.get(str(run.facts.get("gain_mode"))) if run else None
+            if fixed is not None:
+                return np.full(high.shape, fixed)
             remedy = f"--stage {recipe.labels[0]}=RUN for each of {_listed(recipe.labels)}"
-            raise RequestError(f"formula '{recipe.formula.name}' does not tell stages without thresholds: {remedy}")
+            lacking = "thresholds" if recipe.digital else "settings"
+            raise RequestError(f"formula '{recipe.formula.name}' does not tell stages without {lacking}: {remedy}")
         return np.full(high.shape, UNKNOWN)
     forced = by_frame_and_module(run.forced, high.shape[1])
     label = np.vectorize(lambda code: UNKNOWN if (s := recipe.forced(int(code))) is None else s, otypes=[int])(forced)
@@ -155,7 +182,7 @@ def _listed(labels: Sequence[int]) -> str:
     return ", ".join(str(label) for label in labels)
 
 
-def told(series: Series, block: Packed | Array, frames: Array, majority: float, threads: int) -> tuple[Array, Array]:
+def told(series: Series, block: Block, frames: Array, majority: float, threads: int) -> tuple[Array, Array]:
     """The stage that most words of a module are in, and whether most are.
 
     Returns
@@ -166,6 +193,9 @@ def told(series: Series, block: Packed | Array, frames: Array, majority: float, 
     expected, high = series.expected[frames], series.high[frames]
     if len(series.recipe.labels) == 1 or series.recipe.digital:
         return expected, np.ones(expected.shape, bool)
+    if series.recipe.must_be_stated:
+        own = tell_stages(block, series.modules, [series.recipe.stage(series.recipe.labels[0]).right], threads)
+        return expected, own[..., 0] > majority
     ranges = sorted({stage.right for stages in series.recipe.stages for stage in stages})
     shares = tell_stages(block, series.modules, ranges, threads)
     names = np.full((2, len(ranges)), UNKNOWN)

@@ -1,4 +1,4 @@
-"""The compiled loops over dark frames: decode a tile, look at its first frames, then sum or count its words.
+"""The compiled loops over dark frames: get a tile, look at its first frames, then sum or count its words.
 
 Serial, and without the interpreter's lock: `gaincal.kernels.darks` gives modules and tiles to threads.  The arithmetic
 is that of `gaincal.kernels.dark_reference`, in integers, so the order of frames does not matter.
@@ -10,87 +10,35 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
-from gaincal.kernels.dark_rules import BINS, COVER, ENOUGH, GROUP, NARROW, WARM
-from gaincal.kernels.machine import copy_bytes, prefetch
+from gaincal.kernels.dark_lanes import LANES, call_pread, count_lanes, count_within, load_dark_word, sum_lanes
+from gaincal.kernels.dark_rules import ABOVE, BELOW, BINS, COVER, ENOUGH, GROUP, NARROW, OUTSIDE, PLACES, WARM
+from gaincal.kernels.machine import copy_bytes, prefetch, store_byte
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
 from gaincal.kernels.stream import AHEAD, PLANES_BYTES, _unpack
+from gaincal.kernels.unread import NOWHERE
 
-LANES = 32
-ROW_BYTES = BLOCK * WORD_BYTES + 64
+SPAN = 4 * BLOCK
+"""Pixels that are read at a time, where words lie in the file as they are: calls of the system cost something."""
+ROW_BYTES = SPAN * WORD_BYTES + 64
 """From the row of a frame to the next: at a power of two they would drive each other out of the cache."""
 UNFOUND = -1
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-_INT16, _INT32, _INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_WORDS, _WIDE, _LONG = (ir.VectorType(kind, LANES) for kind in (_INT16, _INT32, _INT64))
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _sum_lanes(_context: Any, _rows: Any, _count: Any, _skip: Any, _limits: Any, _sums: Any) -> Any:
-    """Sum `LANES` pixels over at most `GROUP` frames, in registers.
-
-    ``rows``: where the addresses of the frames' rows lie; ``skip``: bytes from there to the pixels; ``limits``: address
-    of four words (right and undefined ones: first, and how many follow); ``sums``: address of the addresses of low,
-    width, used, right, undefined, total and squares, of these pixels.
-    """
-
-    def codegen(context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
-        rows, count, skip, limits, sums = arguments
-        table = [b.load(_at(b, sums, 8 * k, _INT64)) for k in range(7)]
-        low, width = (b.load(b.inttoptr(a, _WORDS.as_pointer()), align=2) for a in table[:2])
-        ends = [_splat(b, b.load(_at(b, limits, 2 * k, _INT16))) for k in range(4)]
-        counts = [cgutils.alloca_once_value(b, ir.Constant(_WORDS, [0] * LANES)) for _ in range(3)]
-        totals = [cgutils.alloca_once_value(b, ir.Constant(_WIDE, [0] * LANES)) for _ in range(2)]
-        with cgutils.for_range(b, count, intp=_INT64) as loop:
-            row = b.load(b.inttoptr(b.add(rows, b.mul(loop.index, ir.Constant(_INT64, 8))), _INT64.as_pointer()))
-            words = b.load(b.inttoptr(b.add(row, skip), _WORDS.as_pointer()), align=2)
-            distance = b.sub(words, low)
-            inside = b.icmp_unsigned("<=", distance, width)
-            tests = (inside, *(b.icmp_unsigned("<=", b.sub(words, ends[k]), ends[k + 1]) for k in (0, 2)))
-            for place, test in zip(counts, tests, strict=True):
-                b.store(b.sub(b.load(place), b.sext(test, _WORDS)), place)
-            kept = b.select(inside, distance, ir.Constant(_WORDS, [0] * LANES))
-            wide = b.zext(b.and_(kept, ir.Constant(_WORDS, [NARROW] * LANES)), _WIDE)
-            b.store(b.add(b.load(totals[0]), wide), totals[0])
-            b.store(b.add(b.load(totals[1]), b.mul(wide, wide)), totals[1])
-        for address, place in zip(table[2:5], counts, strict=True):
-            _add_to(b, address, b.zext(b.load(place), _WIDE))
-        for address, place in zip(table[5:], totals, strict=True):
-            _add_to(b, address, b.zext(b.load(place), _LONG))
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
-
-
-def _at(b: Any, address: Any, skip: int, kind: Any) -> Any:
-    return b.inttoptr(b.add(address, ir.Constant(_INT64, skip)), kind.as_pointer())
-
-
-def _splat(b: Any, value: Any) -> Any:
-    single = b.insert_element(ir.Constant(_WORDS, ir.Undefined), value, ir.Constant(_INT32, 0))
-    return b.shuffle_vector(single, single, ir.Constant(_WIDE, [0] * LANES))
-
-
-def _add_to(b: Any, address: Any, value: Any) -> None:
-    place = b.inttoptr(address, value.type.as_pointer())
-    b.store(b.add(b.load(place, align=4), value), place, align=4)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _word(rows: Array, frame: int, pixel: int) -> Any:
-    return np.int64(_load(rows[frame] + WORD_BYTES * pixel))
+    return np.int64(load_dark_word(rows[frame] + WORD_BYTES * pixel))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _load(_context: Any, _address: Any) -> Any:
-    def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
-        return b.load(b.inttoptr(arguments[0], _INT16.as_pointer()), align=2)
-
-    return types.uint16(types.int64), codegen
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _note_limits(stage: Array, limits: Array) -> None:
+    """The words of a stage as lanes compare them: right, undefined, good; first, and how many follow."""
+    order = (0, 4, 2)
+    for k in range(3):
+        limits[2 * k] = np.uint16(stage[order[k]])
+        limits[2 * k + 1] = np.uint16(stage[order[k] + 1] - stage[order[k]])
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -98,18 +46,15 @@ def _sum_rows(rows: Array, frames: int, first: int, count: int, stage: Array, st
     """Sum a tile of some frames: pixels from `first` on, which are the first of each row."""
     low, width, used, right, undefined, total, squares = state
     whole = count - count % LANES if stage[3] - stage[2] <= NARROW else 0
-    limits = np.empty(4, np.uint16)
-    for k in range(2):
-        limits[2 * k] = np.uint16(stage[4 * k])
-        limits[2 * k + 1] = np.uint16(stage[4 * k + 1] - stage[4 * k])
-    places = np.empty(7, np.int64)
+    limits, places = np.empty(6, np.uint16), np.empty(7, np.int64)
+    _note_limits(stage, limits)
     for begin in range(0, whole, LANES):
         pixel = first + begin
         places[0], places[1] = low.ctypes.data + 2 * pixel, width.ctypes.data + 2 * pixel
         places[2], places[3] = used.ctypes.data + 4 * pixel, right.ctypes.data + 4 * pixel
         places[4] = undefined.ctypes.data + 4 * pixel
         places[5], places[6] = total.ctypes.data + 8 * pixel, squares.ctypes.data + 8 * pixel
-        _sum_lanes(rows.ctypes.data, frames, WORD_BYTES * begin, limits.ctypes.data, places.ctypes.data)
+        sum_lanes(rows.ctypes.data, frames, WORD_BYTES * begin, limits.ctypes.data, places.ctypes.data)
     for frame in range(frames):
         for k in range(whole, count):
             word, pixel = _word(rows, frame, k), first + k
@@ -125,23 +70,24 @@ def _sum_rows(rows: Array, frames: int, first: int, count: int, stage: Array, st
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _count_rows(rows: Array, frames: int, first: int, count: int, stage: Array, state: Any) -> None:
     """Count a tile of some frames in the histograms of its pixels."""
-    # Taken out once: references are counted, which costs more than the work on a word.
-    base, shift, counts, below, above, right, undefined = state
+    base, shift, counts, right, undefined = state
+    whole = count - count % LANES
+    limits, places = np.empty(6, np.uint16), np.empty(5, np.int64)
+    _note_limits(stage, limits)
+    for begin in range(0, whole, LANES):
+        pixel = first + begin
+        places[0], places[1] = base.ctypes.data + 4 * pixel, shift.ctypes.data + pixel
+        places[2] = counts.ctypes.data + 2 * PLACES * pixel
+        places[3], places[4] = right.ctypes.data + 4 * pixel, undefined.ctypes.data + 4 * pixel
+        count_lanes(rows.ctypes.data, frames, WORD_BYTES * begin, limits.ctypes.data, places.ctypes.data)
     for frame in range(frames):
-        for k in range(count):
+        for k in range(whole, count):
             word, pixel = _word(rows, frame, k), first + k
-            if stage[2] <= word <= stage[3]:
-                place = (word - np.int64(base[pixel])) >> np.int64(shift[pixel])
-                if 0 <= place < BINS:
-                    counts[pixel, place] += np.uint16(1)
-                elif place < 0:
-                    below[pixel] += np.uint32(1)
-                else:
-                    above[pixel] += np.uint32(1)
-                right[pixel] += np.uint32(1)  # good words tell their stage
-            else:
-                right[pixel] += np.uint32(stage[0] <= word <= stage[1])
-                undefined[pixel] += np.uint32(stage[4] <= word <= stage[5])
+            right[pixel] += np.uint32(stage[0] <= word <= stage[1])
+            undefined[pixel] += np.uint32(stage[4] <= word <= stage[5])
+            place = (word - np.int64(base[pixel])) >> np.int64(shift[pixel])
+            place = BELOW if place < 0 else ABOVE if place >= BINS else place
+            counts[pixel, place if stage[2] <= word <= stage[3] else OUTSIDE] += np.uint16(1)
 
 
 def _network() -> tuple[tuple[int, int], ...]:
@@ -165,7 +111,7 @@ def _ordered(rows: Array, count: int, stage: Array, numbers: Array) -> Any:
     for frame in range(WARM):
         own = words[frame]
         for pixel in range(count):
-            word = _load(rows[frame] + WORD_BYTES * pixel)
+            word = load_dark_word(rows[frame] + WORD_BYTES * pixel)
             good = np.uint16(word - begin) <= span
             own[pixel] = word if good else np.uint16(0xFFFF)
             numbers[pixel] += np.uint16(good)
@@ -189,9 +135,26 @@ def _centres(rows: Array, count: int, stage: Array, middles: Array, spreads: Arr
         middles[pixel] = np.int64(words[number // 2, pixel]) if found else UNFOUND
         apart = np.int64(words[number - 1 - cut, pixel]) - np.int64(words[cut, pixel]) if found else UNFOUND
         spreads[pixel] = apart
-    known = np.sort(spreads[:count])
-    unknown = np.searchsorted(known, 0)
-    return int(known[unknown + (count - unknown) // 2]) if unknown < count else 0
+    return int(_middle(spreads))
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _middle(numbers: Array) -> int:
+    """The upper median of 16-bit numbers, `UNFOUND` left out; 0 of none.  NumPy's sort takes a second to compile."""
+    unknown = 0
+    for number in numbers:
+        unknown += number == UNFOUND
+    wanted = unknown + (numbers.size - unknown) // 2
+    low, high = 0, 0xFFFF
+    while low < high:
+        middle, reached = (low + high) // 2, 0
+        for number in numbers:
+            reached += number <= middle
+        if reached > wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return int(low if unknown < numbers.size else 0)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -221,30 +184,47 @@ def _open_grids(rows: Array, first: int, count: int, stage: Array, _clip: int, s
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _find_rows(
-    lz4: int, blocks: Array, words: Array, frames: Array, first: int, count: int, scratch: Array, rows: Array
-) -> int:
-    """Find, or decode, the words of a tile of some frames; returns -1, or the frame that cannot be decoded."""
+def _read_row(pread: int, place: Array, first: int, count: int, row: int) -> bool:
+    """Read the words of a tile from a file; zeros where there are none."""
+    size, done = count * WORD_BYTES, 0
+    if place[0] == NOWHERE:
+        for k in range(size):
+            store_byte(row + k, 0)
+        return True
+    while done < size:
+        got = call_pread(pread, place[0], row + done, size - done, place[1] + first * WORD_BYTES + done)
+        if got <= 0:
+            return False
+        done += got
+    return True
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _find_rows(source: Any, frames: Array, first: int, count: int, scratch: Array, rows: Array) -> int:
+    """Find, decode or read the words of a tile of some frames; returns -1, or the frame where that cannot be done."""
+    lz4, pread, blocks, words, places = source
     tile = first // BLOCK
     for k in range(frames.size):
         frame = frames[k]
         rows[k] = scratch.ctypes.data + PLANES_BYTES + k * ROW_BYTES
-        if blocks.shape[0] == 0:
+        if words.size:
             copy_bytes(words[frame] + WORD_BYTES * first, rows[k], count * WORD_BYTES)
-            continue
-        if k + 1 < frames.size:
-            for line in range(AHEAD):
-                prefetch(blocks[frames[k + 1], tile, 0] + line * 64)
-        if not _unpack(lz4, blocks[frame, tile], count, scratch.ctypes.data, rows[k]):
-            return int(frame)
+        elif places.size:
+            if not _read_row(pread, places[frame], first, count, rows[k]):
+                return int(frame)
+        else:
+            if k + 1 < frames.size:
+                for line in range(AHEAD):
+                    prefetch(blocks[frames[k + 1], tile, 0] + line * 64)
+            if not _unpack(lz4, blocks[frame, tile], count, scratch.ctypes.data, rows[k]):
+                return int(frame)
     return -1
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _keep_rows(rows: Array, frames: int, kept: Array, slot: int, first: int, count: int) -> None:
     for frame in range(frames):
-        for pixel in range(count):
-            kept[slot + frame, first + pixel] = np.uint16(_word(rows, frame, pixel))
+        copy_bytes(rows[frame], kept[slot + frame, first:].ctypes.data, count * WORD_BYTES)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
@@ -265,15 +245,16 @@ def make_loop(counting: bool) -> Any:
     Returns
     -------
     loop : callable
-        ``loop(lz4, blocks, words, frames, held, window, clip, stage, state, kept, scratch) -> int``: -1, or
-        ``frame * tiles + tile`` of what cannot be decoded.
+        ``loop(source, frames, held, window, clip, stage, state, kept, scratch) -> int``: -1, or ``frame * pixels +
+        pixel`` of what cannot be decoded or read.
 
-        ``blocks``, ``words``
-            (frame, tile, 2) of compressed words, or of no frames; then addresses (frame,) of plain ones.
+        ``source``
+            Addresses of LZ4's decoder and of ``pread``; of the words those that there are: (frame, tile, 2) of
+            compressed blocks; addresses (frame,); (frame, 2) of descriptor and place in the file of the first pixel.
         ``frames``, ``held``
             Frames of the stage, and how many before them are kept.
         ``window``
-            First and last pixel; tiles begin at the first.
+            First and last pixel, and pixels of a frame; tiles begin at the first.
         ``clip``
             Twice the half width of windows in standard deviations; 0 where nothing is looked at first.
         ``stage``, ``state``, ``kept``
@@ -285,13 +266,19 @@ def make_loop(counting: bool) -> Any:
     open_tile = _open_grids if counting else _open_windows
 
     @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+    def open_tiles(kept: Array, first: int, count: int, stage: Array, clip: int, state: Any, rows: Array) -> None:
+        for begin in range(first, first + count, BLOCK):
+            _point_to(kept, begin, rows)
+            open_tile(rows, begin, min(BLOCK, first + count - begin), stage, clip, state)
+        _point_to(kept, first, rows)
+        take_rows(rows, kept.shape[0], first, count, stage, state)
+
+    @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
     def loop(
-        lz4: int,
-        blocks: Array,
-        words: Array,
+        source: Any,
         frames: Array,
         held: int,
-        window: tuple[int, int],
+        window: tuple[int, int, int],
         clip: int,
         stage: Array,
         state: Any,
@@ -299,16 +286,17 @@ def make_loop(counting: bool) -> Any:
         scratch: Array,
     ) -> Any:
         rows = np.empty(GROUP, np.int64)
-        for first in range(window[0], window[1], BLOCK):
-            count = min(BLOCK, window[1] - first)
+        span = BLOCK if source[2].size else SPAN
+        for first in range(window[0], window[1], span):
+            count = min(span, window[1] - first)
             position, slot = 0, held if clip else WARM
             while position < frames.size:
                 taken = min(GROUP, frames.size - position)
                 if slot < WARM:
                     taken = min(taken, WARM - slot)
-                bad = _find_rows(lz4, blocks, words, frames[position : position + taken], first, count, scratch, rows)
+                bad = _find_rows(source, frames[position : position + taken], first, count, scratch, rows)
                 if bad >= 0:
-                    return bad * blocks.shape[1] + first // BLOCK
+                    return bad * window[2] + first
                 position += taken
                 if slot >= WARM:
                     take_rows(rows, taken, first, count, stage, state)
@@ -316,9 +304,7 @@ def make_loop(counting: bool) -> Any:
                 _keep_rows(rows, taken, kept, slot, first, count)
                 slot += taken
                 if slot == WARM:
-                    _point_to(kept, first, rows)
-                    open_tile(rows, first, count, stage, clip, state)
-                    take_rows(rows, WARM, first, count, stage, state)
+                    open_tiles(kept, first, count, stage, clip, state, rows)
         return -1
 
     return loop
@@ -326,11 +312,9 @@ def make_loop(counting: bool) -> Any:
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def count_words(
-    lz4: int,
-    blocks: Array,
-    words: Array,
+    source: Any,
     frames: tuple[int, int],
-    window: tuple[int, int],
+    window: tuple[int, int, int],
     step: int,
     limits: Array,
     found: Array,
@@ -338,7 +322,7 @@ def count_words(
 ) -> Any:
     """Count in some tiles of every frame how many words lie within each of some limits; returns -1 or what is bad.
 
-    ``frames``, ``window``, ``step``: first and last frame and pixel, and pixels from one tile to the next;
+    ``source``, ``window``: as `make_loop` says; ``frames``: first and last; ``step``: pixels from one tile to the next;
     ``limits`` (range, 2): first and last; ``found`` (frame, range).
     """
     rows, single = np.empty(1, np.int64), np.empty(1, np.int64)
@@ -346,12 +330,37 @@ def count_words(
         single[0] = frame
         for first in range(window[0], window[1], step):
             count = min(BLOCK, window[1] - first)
-            if _find_rows(lz4, blocks, words, single, first, count, scratch, rows) >= 0:
-                return frame * blocks.shape[1] + first // BLOCK
+            if _find_rows(source, single, first, count, scratch, rows) >= 0:
+                return frame * window[2] + first
+            whole = count - count % LANES
             for k in range(limits.shape[0]):
-                begin, span = np.uint16(limits[k, 0]), np.uint16(limits[k, 1] - limits[k, 0])
-                number = np.uint16(0)  # a tile has fewer pixels: narrow numbers make long vectors
-                for pixel in range(count):
-                    number += np.uint16(np.uint16(_load(rows[0] + WORD_BYTES * pixel) - begin) <= span)
-                found[frame, k] += np.int64(number)
+                found[frame, k] += count_within(rows[0], whole, limits[k, 0], limits[k, 1] - limits[k, 0])
+                for pixel in range(whole, count):
+                    found[frame, k] += np.int64(limits[k, 0] <= _word(rows, 0, pixel) <= limits[k, 1])
     return -1
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def quantiles(parts: Array, counts: Array, base: Array, shift: Array, zero: int, found: Array) -> None:
+    """`gaincal.kernels.dark_rules.quantile` of some parts, pixel by pixel; ``found`` (part, pixel)."""
+    for pixel in range(counts.shape[0]):
+        own = counts[pixel]
+        inner = np.int64(0)
+        for k in range(BINS):
+            inner += np.int64(own[k])
+        below = np.int64(own[BELOW])
+        total = below + inner + np.int64(own[ABOVE])
+        for part in range(parts.size):
+            wanted = parts[part] * np.float64(total) - np.float64(below)
+            found[part, pixel] = np.nan
+            if total == 0 or not 0 <= wanted <= np.float64(inner):
+                continue
+            place, reached = 0, np.int64(own[0])
+            while place < BINS - 1 and np.float64(reached) < wanted:
+                place += 1
+                reached += np.int64(own[place])
+            number = np.float64(own[place])
+            if number > 0:
+                position = np.float64(place) + (wanted - (np.float64(reached) - number)) / number
+                width = np.float64(np.int64(1) << np.int64(shift[pixel]))
+                found[part, pixel] = np.float64(base[pixel]) + position * width - 0.5 - np.float64(zero)

@@ -24,6 +24,10 @@ GROUP = 16
 NARROW = (1 << 14) - 1
 BINS = 64
 """Of a pixel's histogram."""
+BELOW, ABOVE, OUTSIDE = BINS, BINS + 1, BINS + 2
+"""Where good words on either side of the bins are counted, and those that are not good."""
+PLACES = BINS + 4
+"""Counters of a pixel: whole cache lines for eight of them."""
 COVER = 5
 """A histogram spans at least so many times the distance between the 16 % and 84 % quantiles, as first found."""
 MOST_COUNTED = (1 << 16) - 1

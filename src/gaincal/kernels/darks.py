@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.kernels.dark_rules import BINS, GROUP, MOST_COUNTED, TILE, WARM, Stage
+from gaincal.kernels.dark_rules import ABOVE, BELOW, BINS, GROUP, MOST_COUNTED, PLACES, TILE, WARM, Stage
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.packed import BLOCK, Packed
+from gaincal.kernels.packed import BLOCK, WORD_BYTES, Packed
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.threads import run_all
+from gaincal.kernels.unread import Unread
 
 Array = npt.NDArray[Any]
+Block = Packed | Unread | Array
+"""Words of some frames: compressed, still in a file, or an array (frame, pixel) of uint16."""
 TASKS_PER_THREAD = 2
 SAMPLED = 16
 """Of so many tiles one is asked which stage a frame is in."""
 SUM_BYTES = 32 + 2 * WARM
-COUNT_BYTES = 2 * BINS + 21 + 2 * WARM
+COUNT_BYTES = 2 * PLACES + 13 + 2 * WARM
 """Memory for a pixel of a bin."""
 
 
@@ -53,12 +56,12 @@ class _Gathering:
     def _state(self, stage: Stage, pixels: int) -> tuple[Array, ...]:
         raise NotImplementedError
 
-    def add(self, block: Packed | Array, bins: Array, threads: int = 1) -> None:
+    def add(self, block: Block, bins: Array, threads: int = 1) -> None:
         """Take some frames.
 
         Parameters
         ----------
-        block : Packed or ndarray (frame, pixel) of uint16
+        block : Block
         bins : ndarray (frame, module) of int
             The bin that the words of a module belong to; -1 for none.
         threads : int
@@ -66,7 +69,7 @@ class _Gathering:
         Raises
         ------
         FileError
-            If a block cannot be decoded.
+            If words cannot be read or decoded.
         """
         present = [(int(b), m) for m in range(self.modules) for b in np.unique(bins[:, m]) if b >= 0]
         parts = [(b, m, np.flatnonzero(bins[:, m] == b)) for b, m in present]
@@ -79,7 +82,7 @@ class _Gathering:
 
         def work(number: int) -> None:
             b, m, frames, window = jobs[number]
-            failed[number] = self._gather(block, b, frames, int(self.held[b, m]), window, self.clip)
+            failed[number] = self._gather(block, (b, m), frames, int(self.held[b, m]), window, self.clip)
 
         run_all([partial(work, k) for k in range(len(jobs))], threads)
         complain(block, failed)
@@ -92,7 +95,8 @@ class _Gathering:
         for b, m in zip(*np.nonzero((self.held > 0) & (self.held < WARM)), strict=True):
             if self.clip:
                 held = int(self.held[b, m])
-                self._gather(self.kept[b], int(b), np.arange(held), WARM, (m * self.pixels, (m + 1) * self.pixels), 0)
+                window = (m * self.pixels, (m + 1) * self.pixels)
+                self._gather(self.kept[b], (int(b), m), np.arange(held), WARM, window, 0)
         self.kept = []
 
     def _windows(self, module: int, most: int) -> list[tuple[int, int]]:
@@ -103,15 +107,14 @@ class _Gathering:
         return [(first + begin, first + end) for begin, end in pairwise(edges)]
 
     def _gather(
-        self, block: Packed | Array, number: int, frames: Array, held: int, window: tuple[int, int], clip: int
+        self, block: Block, where: tuple[int, int], frames: Array, held: int, window: tuple[int, int], clip: int
     ) -> int:
         from gaincal.kernels.dark_loops import make_loop
 
-        blocks, words = _addresses(block)
+        number, module = where
         limits = np.array(self.stages[number].limits, np.int64)
-        state, kept = self.states[number], self.kept[number]
-        loop, scratch = make_loop(self.counting), _scratch()
-        return int(loop(lz4_decoder() or 0, blocks, words, frames, held, window, clip, limits, state, kept, scratch))
+        given = (_source(block, module, self.pixels), frames, held, (*window, self.modules * self.pixels), clip)
+        return int(make_loop(self.counting)(*given, limits, self.states[number], self.kept[number], _scratch()))
 
 
 class Sums(_Gathering):
@@ -164,10 +167,9 @@ class Histograms(_Gathering):
     def _state(self, stage: Stage, pixels: int) -> tuple[Array, ...]:
         whole = next(k for k in range(17) if BINS << k > stage.good[1] - stage.good[0])
         base, shift = np.full(pixels, stage.good[0], np.int32), np.full(pixels, whole, np.uint8)
-        counters = [np.zeros(pixels, np.uint32) for _ in range(4)]
-        return (base, shift, np.zeros((pixels, BINS), np.uint16), *counters)
+        return (base, shift, np.zeros((pixels, PLACES), np.uint16), *(np.zeros(pixels, np.uint32) for _ in range(2)))
 
-    def add(self, block: Packed | Array, bins: Array, threads: int = 1) -> None:
+    def add(self, block: Block, bins: Array, threads: int = 1) -> None:
         """As `_Gathering.add`; raises ValueError for more frames than the counters hold."""
         if self.offered.size and self.offered.max() + len(bins) > MOST_COUNTED:
             raise ValueError(f"more than {MOST_COUNTED} frames")
@@ -175,16 +177,33 @@ class Histograms(_Gathering):
 
     def result(self, number: int) -> dict[str, Array]:
         """The histograms of a bin, by the names of `gaincal.kernels.dark_reference.histograms`, with their grid."""
-        names = ("base", "shift", "counts", "below", "above", "right", "undefined")
-        return _without_undefined(self.stages[number], dict(zip(names, self.states[number], strict=True)))
+        base, shift, counts, right, undefined = self.states[number]
+        ends = {"below": counts[:, BELOW].astype(np.uint32), "above": counts[:, ABOVE].astype(np.uint32)}
+        found = {"base": base, "shift": shift, "counts": counts[:, :BINS], **ends, "right": right}
+        return _without_undefined(self.stages[number], {**found, "undefined": undefined})
+
+    def quantiles(self, number: int, parts: Sequence[float], threads: int = 1) -> Array:
+        """Quantiles of a bin, as `gaincal.kernels.dark_rules.quantile` has them; (part, pixel) of float64."""
+        from gaincal.kernels.dark_loops import quantiles
+
+        base, shift, counts, *_ = self.states[number]
+        wanted, found = np.array(parts, np.float64), np.empty((len(parts), len(base)))
+        edges = [len(base) * k // threads for k in range(threads + 1)]
+
+        def work(first: int, last: int) -> None:
+            own = slice(first, last)
+            quantiles(wanted, counts[own], base[own], shift[own], self.stages[number].zero, found[:, own])
+
+        run_all([partial(work, *ends) for ends in pairwise(edges)], threads)
+        return found
 
 
-def tell_stages(block: Packed | Array, modules: int, limits: Sequence[tuple[int, int]], threads: int = 1) -> Array:
+def tell_stages(block: Block, modules: int, limits: Sequence[tuple[int, int]], threads: int = 1) -> Array:
     """How large a part of the words of each module lies within limits, asked in one of `SAMPLED` tiles.
 
     Parameters
     ----------
-    block : Packed or ndarray (frame, pixel) of uint16
+    block : Block
     modules : int
     limits : sequence of (int, int)
         First and last word of each range.
@@ -200,15 +219,14 @@ def tell_stages(block: Packed | Array, modules: int, limits: Sequence[tuple[int,
     size = pixels // modules
     found = np.zeros((modules, frames, len(limits)), np.int64)
     table = np.array(limits, np.int64).reshape(-1, 2)
-    blocks, words = _addresses(block)
     shares = [range(k * frames // threads, (k + 1) * frames // threads) for k in range(threads)]
     jobs = [(module, share) for module in range(modules) for share in shares if share]
     failed = [-1] * len(jobs)
 
     def work(number: int) -> None:
         module, share = jobs[number]
-        window = (module * size, (module + 1) * size)
-        given = (lz4_decoder() or 0, blocks, words, (share.start, share.stop), window, SAMPLED * BLOCK, table)
+        window = (module * size, (module + 1) * size, pixels)
+        given = (_source(block, module, size), (share.start, share.stop), window, SAMPLED * BLOCK, table)
         failed[number] = int(count_words(*given, found[module], _scratch()))
 
     run_all([partial(work, k) for k in range(len(jobs))], threads)
@@ -217,19 +235,29 @@ def tell_stages(block: Packed | Array, modules: int, limits: Sequence[tuple[int,
     return np.asarray(np.moveaxis(found, 0, 1) / max(1, asked))
 
 
-def complain(block: Packed | Array, failed: Sequence[int]) -> None:
-    """Raise what is wrong with the first block that could not be decoded."""
-    for bad in failed:
-        if bad >= 0 and isinstance(block, Packed):
-            block.complain(*divmod(bad, block.blocks.shape[1]))
+def complain(block: Block, failed: Sequence[int]) -> None:
+    """Raise what is wrong with the first words that could not be decoded or read."""
+    for frame, pixel in (divmod(bad, block.shape[1]) for bad in failed if bad >= 0):
+        if isinstance(block, Packed):
+            block.complain(frame, pixel // BLOCK)
+        elif isinstance(block, Unread):
+            block.complain(frame, pixel // (block.pixels // block.places.shape[1]))
 
 
-def _addresses(block: Packed | Array) -> tuple[Array, Array]:
+def _source(block: Block, module: int, pixels: int) -> tuple[int, int, Array, Array, Array]:
+    """The words of a module of so many pixels, as `gaincal.kernels.dark_loops.make_loop` takes them."""
+    from gaincal.kernels.dark_lanes import reader
+
+    blocks, words, places = np.zeros((0, 0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
     if isinstance(block, Packed):
-        return block.blocks, np.zeros(0, np.int64)
-    if block.dtype != np.uint16:
+        blocks = block.blocks
+    elif isinstance(block, Unread):
+        places = block.places[:, module] - np.array([0, module * pixels * WORD_BYTES])
+    elif block.dtype != np.uint16:
         raise ValueError(f"words must be uint16, not {block.dtype}")
-    return np.zeros((0, 0, 2), np.int64), Rows.of(block).addresses
+    else:
+        words = Rows.of(block).addresses
+    return lz4_decoder() or 0, reader(), blocks, words, places
 
 
 def _scratch() -> Array:

@@ -72,6 +72,11 @@ class ConstantsSet:
     parameters: Mapping[str, Fact]
     checksum: str
 
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of a frame; () of a set without constants."""
+        return next((tuple(c.values.shape[len(self.axes[n]) :]) for n, c in self.constants.items()), ())
+
     def labels(self, name: str) -> dict[str, tuple[int, ...]]:
         """Labels along each named axis of a constant."""
         return dict(zip(self.axes[name], self.constants[name].labels, strict=True))
@@ -134,6 +139,13 @@ class ConstantsWriter:
         place = tuple(axis.index(label) for axis, label in zip(known, labels, strict=True))
         dataset[place] = values.reshape(self.pixels)
 
+    def attach(self, path: str, values: Array, units: str | None = None) -> h5py.Dataset:
+        """Write what stands beside the constants; returns the dataset."""
+        self._field(path, values)
+        if units is not None:
+            self.group[path].attrs[names.UNIT_ATTRIBUTE] = units
+        return self.group[path]
+
     def get(self, name: str, labels: tuple[int, ...]) -> Array:
         """What was written for some labels; NaN, or 0, where nothing was."""
         known = self._labels[name].values()
@@ -155,7 +167,7 @@ class ConstantsWriter:
 
     def finish(
         self,
-        pixel_mask: Array,
+        pixel_mask: Array | None,
         reason_names: Mapping[str, int],
         validity: Mapping[str, Fact],
         parameters: Mapping[str, Fact],
@@ -167,7 +179,8 @@ class ConstantsWriter:
             width = max(len(n) for n in reason_names)
             self._field(f"{REASONS}/{NAMES_FIELD}", np.array([n.encode() for n in reason_names], f"S{width}"))
             self._field(f"{REASONS}/{BITS_FIELD}", np.array(list(reason_names.values()), np.int32))
-        self._field(names.PIXEL_MASK, pixel_mask.astype(np.uint32))
+        if pixel_mask is not None:
+            self._field(names.PIXEL_MASK, pixel_mask.astype(np.uint32))
         for group, facts in ((names.VALIDITY, validity), (names.PARAMETERS_GROUP, parameters)):
             new_group(self.group, group, names.PARAMETERS)
             for name, value in facts.items():
@@ -232,6 +245,13 @@ def read_constants(path: str | os.PathLike[str]) -> ConstantsSet:
     finally:
         if found is None or all(isinstance(c.values, np.ndarray) for c in found.constants.values()):
             resolver.close()
+
+
+def held_constants(path: str | os.PathLike[str]) -> list[str]:
+    """What constants a file has, and `names.PIXEL_MASK` if it has that; raises FileError if it is no constants file."""
+    with Resolver(path) as resolver, reading(path):
+        group = _group(resolver)
+        return [n for n in resolver.members(group) if n == names.PIXEL_MASK or resolver.find(f"{n}/{n}", group)]
 
 
 def read_validity(path: str | os.PathLike[str]) -> dict[str, Fact]:

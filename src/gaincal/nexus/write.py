@@ -66,6 +66,8 @@ METADATA: Mapping[str, Known] = MappingProxyType(
         "detector_x": Known("", LENGTH, False, False, "shift of the detector along x; with a geometry"),
         "detector_y": Known("", LENGTH, False, False, "shift of the detector along y; with a geometry"),
         "detector_name": Known("instrument/detector/description", "", True, False, "detector"),
+        "module_serials": Known("instrument/detector/serial_number", "", True, False, "serial numbers of its modules"),
+        "gain_mode": Known("instrument/detector/gain_setting", "", True, False, "gain setting"),
     }
 )
 NOT_BY_FRAME = (names.DETECTOR_MODULE, names.DETECTOR_GROUP)

@@ -147,11 +147,11 @@ def six_numbers_of_set(found: ConstantsSet, lacking: Sequence[int], rules: Seque
     mask = found.pixel_mask
     bad = "?" if mask is None else percent(float(np.mean(mask & GOOD_BITS != 0)))
     moved = state["pedestal-moved"]
+    total, there = len(stages) + len(lacking), ", ".join(str(s) for s in stages)
+    note = f"{there}; lacking: {', '.join(map(str, lacking))}" if lacking else f"{there}; none is lacking"
     of_first = f"median, stage {first}" if first is not None else "median"
     return [
-        Number(
-            "stages", "stages", ", ".join(str(s) for s in stages), f"lacking: {', '.join(map(str, lacking)) or 'none'}"
-        ),
+        Number("stages", "stages", f"{len(stages)} of {total}", note),
         Number("words", "words per pixel", "?" if counts is None else f"{_median(counts.values):.0f}", of_first),
         Number("pedestal", pedestal.name, f"{_median(pedestal.values):.1f} {pedestal.units}", of_first),
         Number("noise", "noise, rms", "?" if noise is None else f"{_median(noise.values):.2f} {noise.units}", of_first),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 
+from gaincal.quality.cells import Cells
 from gaincal.quality.found import PartPeaks
 from gaincal.quality.look import Look
 from gaincal.quality.planes import Plane
@@ -274,6 +275,21 @@ def of_plane(plane: Plane, canvas: Canvas) -> Picture:
     spread = f", spread {ROBUST * np.median(np.abs(finite - np.median(finite))):.3g}" if finite.size else ""
     caption = f"{middle}{spread}; {percent(outside)} outside the scale."
     return _map_and_histogram(plane, canvas, (low, high), "viridis", caption, plane.title)
+
+
+def of_cells(found: Cells) -> Picture:
+    """A constant from memory cell to memory cell, a line for each module."""
+    middle = np.nanmedian(found.medians) if np.isfinite(found.medians).any() else 0.0
+
+    def fill(axes: Any) -> None:
+        for line in found.medians:
+            axes.plot(found.cells, line, color=draw.LINE, linewidth=0.8, alpha=max(0.25, 1 / len(found.medians)))
+        axes.set_xlabel("memory cell")
+        axes.set_ylabel(f"{found.name}, {found.units}")
+        axes.margins(x=0.01)
+
+    caption = f"Medians of modules; median {middle:.5g} {found.units}, {len(found.cells)} cells."
+    return picture(found.title, caption, fill, HEIGHT * 0.7)
 
 
 def of_difference(plane: Plane, previous: Plane, canvas: Canvas) -> Picture:

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 
 from gaincal.dark.recipe import find_recipe
+from gaincal.errors import FileError
 from gaincal.formulas import catalog
+from gaincal.nexus import names
 from gaincal.nexus.constantsfile import ConstantsSet
+from gaincal.quality.cells import Cells, cells_of_set
 from gaincal.quality.planes import Plane
 from gaincal.quality.rules import percent
 from gaincal.quality.set_rules import STAGE, all_planes, judge_set, pedestal_name, reason_counts, six_numbers_of_set
@@ -35,10 +38,18 @@ def report_constants(found: ConstantsSet, previous: Sequence[Plane]) -> tuple[Pa
     page : Page
     content : dict
         The same for programs.
+
+    Raises
+    ------
+    FileError
+        If it is no set of dark runs.
     """
+    if not pedestal_name(found):
+        problem, remedy = "has no pedestal", "report the master that was embedded with it"
+        raise FileError(found.file, names.CONSTANTS_PATH, problem, remedy, code="no-constants")
     lacking = stages_lacking(found)
     rules = judge_set(found, lacking, previous)
-    planes, reasons = all_planes(found), reason_counts(found)
+    planes, reasons, cells = all_planes(found), reason_counts(found), list(cells_of_set(found))
     canvas = Stored(planes[0].values.shape, figures.EDGE)
     page = Page(
         title=found.file.name,
@@ -48,7 +59,9 @@ def report_constants(found: ConstantsSet, previous: Sequence[Plane]) -> tuple[Pa
         numbers=six_numbers_of_set(found, lacking, rules),
         rules=rules,
         sections=[
-            s for s in (_bad_pixels(found, canvas), constants_section(planes, previous, canvas)) if s is not None
+            s
+            for s in (_bad_pixels(found, canvas), constants_section(planes, previous, canvas), _cells(cells))
+            if s is not None
         ],
         provenance=_provenance(found),
     )
@@ -57,6 +70,7 @@ def report_constants(found: ConstantsSet, previous: Sequence[Plane]) -> tuple[Pa
         "stages": list(found.labels(pedestal_name(found)).get(STAGE, ())),
         "lacking": lacking,
         "planes": [_plane(p) for p in planes],
+        "cells": [_of_cells(c) for c in cells],
         "bad_pixels": [
             {"reason": n, "pixels": int(np.count_nonzero(pixels)), "by_stage": counts}
             for n, (pixels, counts) in reasons.items()
@@ -93,6 +107,16 @@ def _bad_pixels(found: ConstantsSet, canvas: Canvas) -> Section:
     caption = "In any stage or cell; rare ones are drawn larger."
     drawn = figures.map_of_pixels({n: p for n, (p, _) in reasons.items()}, canvas, caption)
     return Section("Bad pixels", (), [] if drawn is None else [drawn], [Table(head, rows or [["none", "0", "0 %"]])])
+
+
+def _cells(cells: Sequence[Cells]) -> Section | None:
+    text = "The maps above show the first cell."
+    return Section("Memory cells", [text], [figures.of_cells(c) for c in cells]) if cells else None
+
+
+def _of_cells(cells: Cells) -> dict[str, Any]:
+    medians = [[None if np.isnan(v) else float(v) for v in line] for line in cells.medians]
+    return {"name": cells.name, "stage": cells.stage, "units": cells.units, "cells": cells.cells, "medians": medians}
 
 
 def _plane(plane: Plane) -> dict[str, Any]:

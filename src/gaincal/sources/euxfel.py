@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gaincal.errors import FileError, TrustError
 from gaincal.nexus.arrangement import STACKED, Arrangement
 from gaincal.nexus.trust import MAX_FILES, TRUST_VARIABLE, Resolver, reading
-from gaincal.sources.euxfel_files import Family, Source, read_stretch, sources
+from gaincal.sources.euxfel_files import Family, Source, gain_modes, read_stretch, sources
 from gaincal.sources.matching import Matched, Module, Rule, Stretch, map_words, match
 from gaincal.sources.run import RawRun
 
@@ -34,10 +34,11 @@ class _File:
 
 @dataclass(frozen=True)
 class _Survey:
-    """Which detectors there are, and in which files; what cannot be opened."""
+    """Which detectors there are, and in which files; what cannot be opened; gain modes that are stated."""
 
     detectors: Mapping[str, list[tuple[_File, Source]]]
     unreadable: list[FileError]
+    gain_modes: set[str]
 
 
 def recognise(path: Path, inside: str | None = None) -> RawRun | None:
@@ -90,21 +91,24 @@ def recognise_files(
     notes = [f"left out, cannot be opened: {Path(e.file).name}: {e.problem}" for e in survey.unreadable]
     (family,) = families.values()
     order = _order(path, family, name, sorted({source.number for _, source in found}))
+    modes = survey.gain_modes if family.name == "AGIPD" else set()
     if not any(len(s.entry) for s in stretches):
         raise FileError(path, name, "has no frame in this run", code="not-words")
     matched = match(stretches, rule, f"module {{}} of {name}")
-    return _run(path, name, family, matched, order, Arrangement(len(order), family.pixels, layout, gap), notes)
+    return _run(path, name, family, matched, order, Arrangement(len(order), family.pixels, layout, gap), modes, notes)
 
 
 def _survey(paths: Sequence[Path]) -> _Survey | None:
     """Look into all files of a run."""
     detectors: dict[str, list[tuple[_File, Source]]] = {}
     unreadable: list[FileError] = []
+    modes: list[str] = []
     recognised = False
     for file in (f for path in paths for f in _files(path)):
         try:
             with _opened(file) as resolver, reading(file.path):
                 found = sources(resolver)
+                modes += gain_modes(resolver)
         except FileError as error:
             if error.code not in ("not-hdf5", "not-found"):
                 raise
@@ -115,7 +119,7 @@ def _survey(paths: Sequence[Path]) -> _Survey | None:
             detectors.setdefault(source.detector, []).append((file, source))
     if not recognised and unreadable and paths[0].is_dir():
         raise unreadable[0]
-    return _Survey(detectors, unreadable) if recognised else None
+    return _Survey(detectors, unreadable, set(modes)) if recognised else None
 
 
 def _files(path: Path) -> list[_File]:
@@ -170,6 +174,7 @@ def _run(
     matched: Matched,
     order: list[int],
     lies: Arrangement,
+    modes: set[str],
     notes: list[str],
 ) -> RawRun:
     """Put the modules together."""
@@ -193,7 +198,7 @@ def _run(
         notes=(*notes, *_notes(order, modules, len(trains))),
         lies=lies,
         account=matched.account(f"train_id, {family.second}", {n: ("", _problem(modules.get(n))) for n in order}),
-        facts={"detector_name": name},
+        facts={"detector_name": name, **({"gain_mode": next(iter(modes))} if len(modes) == 1 else {})},
     )
 
 

@@ -18,6 +18,8 @@ from gaincal.sources.matching import Store, Stretch
 
 Array = npt.NDArray[Any]
 MAX_FIELD_BYTES = 256 << 20
+GAIN_MODE = "MDL/FPGA_COMP/gainModeIndex/value"
+GAIN_MODES = {0: "adaptive", 1: "fixed_high", 2: "fixed_medium", 3: "fixed_low"}
 _SIZE = re.compile(r"_(?:AGIPD|LPD|JF)(\d+)([MK])")
 
 
@@ -112,6 +114,17 @@ def sources(resolver: Resolver) -> list[Source] | None:
             path = f"{domain}/DET/{name}"
             matches = ((f, f.source.fullmatch(path)) for f in FAMILIES)
             found += [Source(f, m["detector"], int(m["module"] or 0), path) for f, m in matches if m]
+    return found
+
+
+def gain_modes(resolver: Resolver) -> list[str]:
+    """The gain modes of AGIPD that a file with what was set in a run states."""
+    run = resolver.find("/RUN")
+    found = []
+    for domain in resolver.members(run) if run else ():
+        place = resolver.find(f"/RUN/{domain}/{GAIN_MODE}") if "AGIPD" in domain else None
+        stated = read_array(place, MAX_FIELD_BYTES).reshape(-1).tolist() if place else []
+        found += [GAIN_MODES.get(mode, f"mode {mode}") for mode in stated]
     return found
 
 

@@ -37,6 +37,7 @@ Array = npt.NDArray[Any]
 Source = str | os.PathLike[str] | Array
 PHOTON_ENERGY, WAVELENGTH = names.PHOTON_ENERGY, "wavelength"
 ID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+STATED_FIELDS = {"detector_name": "description", "module_serials": "serial_number", "gain_mode": "gain_setting"}
 RESERVED_VARIABLES = ("flags", "stage")
 BEAM_UNITS = {
     "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
@@ -195,7 +196,11 @@ def known_facts(
         values = read_array(exposure).reshape(-1) if exposure else np.empty(0)
         if values.size == 1 and exposure and attribute_text(exposure, names.UNIT_ATTRIBUTE) in ("s", "second"):
             facts["exposure_time"] = float(values[0])
-    texts = {n: str(v) for n, v in settings.items() if n in ("start_time", "detector_name")}
+        for name, field in STATED_FIELDS.items():
+            place = resolver.find(field, detector)
+            if place is not None and place.dataset.dtype.kind in "SO" and place.dataset.size == 1:
+                facts[name] = read_text(place)
+    texts = {n: str(v) for n, v in settings.items() if n == "start_time" or n in STATED_FIELDS}
     numbers = {n: parse_number(n, str(v)) for n, v in settings.items() if n == "exposure_time"}
     return facts | texts | numbers
 

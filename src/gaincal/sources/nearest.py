@@ -1,16 +1,15 @@
-"""The constants that belong to a run: the nearest set in time that fits, with a line that says which and why."""
+"""The constants that belong to a run: from the nearest sets in time that fit, with a line that says which and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from gaincal.errors import FileError, RequestError
-from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
-from gaincal.nexus.constantsfile import Fact, is_constants_file, read_constants, read_validity
+from gaincal.nexus.constantsfile import Fact, held_constants, is_constants_file, read_constants, read_validity
 from gaincal.nexus.trust import MAX_FILES, Resolver, reading
 from gaincal.sources.facts import parse_time
 
@@ -23,44 +22,55 @@ COMPARED = ("detector_name", "module_serials", "gain_mode", "exposure_time")
 
 @dataclass(frozen=True)
 class Choice:
-    """The set that was chosen.
+    """The sets that were chosen.
 
     Parameters
     ----------
-    file : Path
+    files : mapping of str to Path
+        Of each constant, and of the pixel mask, the set that has it.
     notes : tuple of str
         Which and why, and what does not fit.
     """
 
-    file: Path
+    files: Mapping[str, Path]
     notes: tuple[str, ...]
 
-    def constants(self, formula: Formula) -> dict[str, str]:
-        """Where the constants of a formula lie that the set has."""
-        held, inside = read_constants(self.file).constants, f"{self.file}::{names.CONSTANTS_PATH}"
-        return {c.name: f"{inside}/{c.name}/{c.name}" for c in formula.constants if c.name in held}
+    @property
+    def constants(self) -> dict[str, str]:
+        """Where the constants lie."""
+        return {n: f"{f}::{names.CONSTANTS_PATH}/{n}/{n}" for n, f in self.files.items() if n != names.PIXEL_MASK}
 
     @property
-    def mask(self) -> str:
-        """Where its pixel mask lies."""
-        return f"{self.file}::{names.CONSTANTS_PATH}/{names.PIXEL_MASK}"
+    def mask(self) -> str | None:
+        """Where the pixel mask lies, if a set has one."""
+        file = self.files.get(names.PIXEL_MASK)
+        return None if file is None else f"{file}::{names.CONSTANTS_PATH}/{names.PIXEL_MASK}"
 
 
 @dataclass(frozen=True)
 class _Candidate:
     file: Path
+    held: tuple[str, ...]
     validity: Mapping[str, Fact]
     age: timedelta | None
     doubts: tuple[str, ...]
 
 
-def choose(location: Path, facts: Mapping[str, Fact], max_age: float | None = None, mismatch: str = REFUSE) -> Choice:
-    """Choose the constants for a run.
+def choose(
+    location: Path,
+    wanted: Iterable[str],
+    facts: Mapping[str, Fact],
+    max_age: float | None = None,
+    mismatch: str = REFUSE,
+) -> Choice:
+    """Choose the constants for a run: each from the nearest set that has it.
 
     Parameters
     ----------
     location : Path
         A constants file, or a folder of them.
+    wanted : iterable of str
+        Constants of the formula, and the pixel mask.
     facts : mapping of str to str or number
         What is known of the run: start_time, exposure_time, detector_name, module_serials, gain_mode.
     max_age : float, optional
@@ -80,17 +90,38 @@ def choose(location: Path, facts: Mapping[str, Fact], max_age: float | None = No
     candidates = [_candidate(file, facts, max_age) for file in _files(location)]
     if not candidates:
         raise FileError(location, "", "holds no constants file", "gaincal darks writes them", code="no-constants")
+    files: dict[str, Path] = {}
+    notes: list[str] = []
+    for name in wanted:
+        holding = [c for c in candidates if name in c.held]
+        if holding:
+            found = _taken(location, holding, mismatch)
+            files[name] = found.file
+            notes += [n for n in _told(found, holding) if n not in notes]
+    if not files:
+        held = ", ".join(sorted({n for c in candidates for n in c.held}))
+        raise FileError(location, "", f"has nothing that the formula takes: {held}", code="no-constants")
+    for file in sorted(set(files.values())):
+        read_constants(file)  # compares its checksum
+    return Choice(files, tuple(notes))
+
+
+def _taken(location: Path, candidates: list[_Candidate], mismatch: str) -> _Candidate:
+    """The nearest that fits."""
     fitting = [c for c in candidates if not c.doubts]
     if not fitting and mismatch == REFUSE:
         listed = "; ".join(f"{c.file.name}: {', '.join(c.doubts)}" for c in candidates[:4])
         raise FileError(location, "", f"no set fits: {listed}", "--on-mismatch warn takes one anyway", code="no-fit")
-    found = _nearest(location, fitting or candidates)
+    return _nearest(location, fitting or candidates)
+
+
+def _told(found: _Candidate, candidates: list[_Candidate]) -> Iterator[str]:
+    """Which set is taken and why, and what does not fit."""
     others = len(candidates) - 1
-    notes = [f"constants: {found.file.name}, {_why(found)}" + (f"; {others} other set(s)" if others else "")]
-    notes += [f"constants: {found.file.name} {doubt}" for doubt in found.doubts]
-    left_out = [c for c in candidates if c.doubts and c is not found]
-    notes += [f"constants: {c.file.name} left out, {', '.join(c.doubts)}" for c in left_out]
-    return Choice(found.file, tuple(notes))
+    yield f"constants: {found.file.name}, {_why(found)}" + (f"; {others} other set(s)" if others else "")
+    yield from (f"constants: {found.file.name} {doubt}" for doubt in found.doubts)
+    left_out = (c for c in candidates if c.doubts and c is not found)
+    yield from (f"constants: {c.file.name} left out, {', '.join(c.doubts)}" for c in left_out)
 
 
 def _files(location: Path) -> Iterator[Path]:
@@ -116,7 +147,7 @@ def _candidate(file: Path, facts: Mapping[str, Fact], max_age: float | None) -> 
         doubts.append(f"was taken {_hours(age)} the run, more than {max_age:g} h")
     if max_age is not None and age is None:
         doubts.append("cannot be dated: set or run has no start_time")
-    return _Candidate(file, validity, age, tuple(doubts))
+    return _Candidate(file, tuple(held_constants(file)), validity, age, tuple(doubts))
 
 
 def _differs(validity: Mapping[str, Fact], facts: Mapping[str, Fact], name: str) -> bool:

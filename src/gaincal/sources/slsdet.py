@@ -145,7 +145,7 @@ def recognise(path: Path) -> RawRun | None:
         files=(master.file, *(f for p in ports for f in p.files)),
         notes=tuple(_notes(master, ports, headers, info)),
         forced=by_frame((info >> 12 & 3).astype(np.uint8)),
-        facts=master.stated,
+        facts={**master.stated, **_serials(headers, master.interfaces)},
     )
 
 
@@ -154,6 +154,13 @@ def _inputs(info: Array) -> dict[str, Array]:
     cells, high = (info >> 8 & 15).astype(np.uint8), (info & 1).astype(np.uint8)
     several = {"cell": by_frame(cells)} if (cells != cells[:1, :1]).any() else {}
     return {"high_gain": by_frame(high)} | several
+
+
+def _serials(headers: Headers, interfaces: int) -> dict[str, str]:
+    """The numbers of the modules as their headers state them; nothing where one of them states none, or several."""
+    stated = [np.unique(row["module"][caught > 0]) for row, caught in zip(headers.table, headers.caught, strict=True)]
+    known = all(len(numbers) == 1 and numbers[0] for numbers in stated)
+    return {"module_serials": ",".join(str(n[0]) for n in stated[::interfaces])} if known else {}
 
 
 def _ids(headers: Headers) -> dict[str, Array]:

@@ -91,21 +91,21 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Compa
         If one is no constants file, or their frames have different shapes.
     """
     a, b = read_constants(first), read_constants(second)
-    if a.pixel_mask is None or b.pixel_mask is None or a.pixel_mask.shape != b.pixel_mask.shape:
-        shapes = [None if s.pixel_mask is None else s.pixel_mask.shape for s in (a, b)]
-        raise FileError(b.file, "", f"has frames of {shapes[1]}, those of {a.file} are {shapes[0]}", code="wrong-shape")
+    if a.pixels != b.pixels:
+        raise FileError(b.file, "", f"has frames of {b.pixels}, those of {a.file} are {a.pixels}", code="wrong-shape")
     shared = [n for n in a.constants if n in b.constants and n not in (COUNTS, REASONS)]
     lacking = [f"{n}: only in {s.file}" for s, o in ((a, b), (b, a)) for n in s.constants if n not in o.constants]
     for name in shared:
         lacking += _lacking(a, b, name)
-    bad = [np.asarray(s.pixel_mask) & np.uint32(0xFFFF) != 0 for s in (a, b)]
+    masks = [np.zeros(s.pixels, np.uint32) if s.pixel_mask is None else s.pixel_mask for s in (a, b)]
+    bad = [mask & np.uint32(0xFFFF) != 0 for mask in masks]
     masked = {
         "first": int(np.count_nonzero(bad[0])),
         "second": int(np.count_nonzero(bad[1])),
         "now bad": int(np.count_nonzero(bad[1] & ~bad[0])),
         "now good": int(np.count_nonzero(bad[0] & ~bad[1])),
     }
-    now_bad = reasons_of(np.where(bad[1] & ~bad[0], b.pixel_mask, 0).astype(np.uint32))
+    now_bad = reasons_of(np.where(bad[1] & ~bad[0], masks[1], 0).astype(np.uint32))
     differences = [d for name in shared for d in _differences(a, b, name)]
     return Comparison(differences, lacking, masked, now_bad, _facts(a, b))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ from gaincal.dark.series import NONE, Series, make_series
 from gaincal.errors import FileError, RequestError
 from gaincal.formulas import catalog
 from gaincal.formulas.formula import Formula
-from gaincal.kernels.threads import available_threads
+from gaincal.kernels.threads import available_threads, run_all
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
 from gaincal.nexus.constantsfile import COUNTS, STAGE, THRESHOLD, ConstantsWriter, Fact
 from gaincal.nexus.constantsfile import REASONS as REASONS_FIELD
 from gaincal.nexus.trust import reading
 from gaincal.sources.facts import file_checksum, merged, parse_facts
 from gaincal.sources.files import Spec
-from gaincal.sources.gather import find_readers, open_raw, suggested_formula
+from gaincal.sources.gather import find_readers, find_template, known_facts, open_raw, suggested_formula
 from gaincal.sources.mask_bits import reasons_of, translate
 from gaincal.sources.recognise import AUTO, recognise
 
@@ -180,7 +181,7 @@ class _Opened:
         self.stack.enter_context(reading(spec.file))
         _, words = find_readers(resolver, spec, self.recipe.formula, run)
         self.files += [f for f in (run.files if run else resolver.opened) if f not in self.files]
-        self.facts.append(dict(run.facts) if run else {})
+        self.facts.append(known_facts(resolver, None if run else find_template(resolver), run, {}))
         self.notes += [f"{spec.file.name}: {run.description}"] if run else []
         return make_series(spec.file, run, self.recipe, dict(words), stage)
 
@@ -249,7 +250,7 @@ class _Writing:
     def _put(self, writer: ConstantsWriter, found: Found) -> None:
         """Judge and write a stage of a cell."""
         place, moments = self._labels(found.label, found.cell), found.moments
-        bits = np.concatenate(list(self._judged(found)))
+        bits = self._judged(found)
         usable = moments.used >= self.limits.min_frames
         values = (
             (self.recipe.constant, np.where(usable, moments.mean, np.nan)),
@@ -263,14 +264,18 @@ class _Writing:
         self.mask |= translate(bits, CONVENTION).mask
         self._count(found, bits)
 
-    def _judged(self, found: Found) -> Iterator[Array]:
-        """The reasons, module by module."""
+    def _judged(self, found: Found) -> Array:
+        """The reasons of every pixel, judged module by module."""
         size = len(found.right) // len(found.frames)
-        for module, frames in enumerate(found.frames.tolist()):
-            own = slice(module * size, (module + 1) * size)
-            m = found.moments
+        bits = np.empty(len(found.right), np.uint32)
+
+        def work(module: int, frames: int) -> None:
+            own, m = slice(module * size, (module + 1) * size), found.moments
             evidence = Evidence(frames, found.right[own], found.undefined[own], m.used[own], m.mean[own], m.noise[own])
-            yield judge(evidence, self.limits)
+            bits[own] = judge(evidence, self.limits)
+
+        run_all([partial(work, *given) for given in enumerate(found.frames.tolist())], self.survey.threads)
+        return bits
 
     def _count(self, found: Found, bits: Array) -> None:
         line = self.lines.setdefault(found.label, {"stage": found.label, "frames": 0, "cells": 0, "bad": 0})

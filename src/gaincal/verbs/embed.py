@@ -173,8 +173,8 @@ def embed(
         picked: Iterable[str] = ()
         if constants_from is not None:
             facts = known_facts(resolver, template, run, stated.settings)
-            nearest = choose(Path(constants_from), facts, max_age, on_mismatch)
-            stated, picked = stated.completed(nearest, chosen), nearest.notes
+            nearest = choose(Path(constants_from), stated.lacking(chosen), facts, max_age, on_mismatch)
+            stated, picked = stated.completed(nearest), nearest.notes
         content, told_so_far = _content(resolver, spec, chosen, run, template, stated)
         if not in_place:
             refuse_input(target, [*resolver.opened, *(run.files if run else ()), *stated.files])
@@ -201,10 +201,15 @@ class _Stated:
     axes: Mapping[str, Motion]
     directions: Mapping[str, Direction]
 
-    def completed(self, nearest: Choice, formula: Formula) -> _Stated:
-        """With the constants and the mask of a set, where none are stated."""
-        constants = {**nearest.constants(formula), **self.constants}
-        return replace(self, constants=constants, mask=self.mask or nearest.mask)
+    def lacking(self, formula: Formula) -> list[str]:
+        """Constants of the formula that are not stated, and the mask if that is not."""
+        named = {*self.constants, *self.settings}
+        mask = [names.PIXEL_MASK] if self.mask is None else []
+        return [c.name for c in formula.constants if c.name not in named] + mask
+
+    def completed(self, nearest: Choice) -> _Stated:
+        """With the constants and the mask of sets."""
+        return replace(self, constants={**nearest.constants, **self.constants}, mask=self.mask or nearest.mask)
 
     @property
     def files(self) -> list[Path]:

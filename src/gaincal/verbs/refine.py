@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,24 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from gaincal._version import __version__
 from gaincal.errors import RequestError
 from gaincal.nexus import names
 from gaincal.nexus.atomic import atomic_output, refuse_existing, refuse_input
-from gaincal.nexus.group import array_checksum, new_group
+from gaincal.nexus.constantsfile import ConstantsWriter, Fact
+from gaincal.nexus.group import new_group
 from gaincal.nexus.read import Master, open_master
 from gaincal.nexus.trust import reading
-from gaincal.nexus.write import array_field, field, new_process
 from gaincal.quality.found import PartPeaks, find_peaks
 from gaincal.quality.refine import MAX_ERROR, MIN_PHOTONS, MODULE, PIXEL, Factors
 from gaincal.quality.refine import refine as find_factors
 from gaincal.quality.statistics import Progress, Statistics, collect
+from gaincal.sources.gather import find_template, known_facts
 
 Array = npt.NDArray[Any]
 GAIN, FACTOR, STAGE = "gain", "gain_factor", "stage"
 ADU_PER_KEV = "ADU/keV"
-CONSTANTS = "constants"
+MODULES = "modules"
 METHOD = "distance of the peaks of one photon and of none; Redford et al., JINST 13 (2018) C01027"
 
 
@@ -136,6 +139,7 @@ def refine(
         found = collect(master, frames, progress)
         peaks = find_peaks(found)
         factors = find_factors(master, found, peaks, per_pixel, progress)
+        validity = known_facts(master.resolver, find_template(master.resolver), None, {})
     modules = [_module(found, factors, k, peak) for k, peak in enumerate(peaks[: len(found.parts)])]
     if all(m.factor is None for m in modules):
         raise RequestError(f"{os.fspath(path)}: no module shows a peak of one photon that could be fitted")
@@ -143,7 +147,8 @@ def refine(
     gain = _gain(master, factors, notes)
     stage = None if not found.stages else found.stages[0]
     if target is not None:
-        _write(Path(target), master, found, factors, gain, modules, overwrite)
+        with atomic_output(Path(target), overwrite=overwrite) as file:
+            _write(file.file, master, found, factors, gain, modules, validity)
     written = None if target is None else os.fspath(target)
     return Refined(written, found.output, found.units, len(found.frames), found.run_frames, stage, modules, notes)
 
@@ -186,80 +191,75 @@ def _gain(master: Master, factors: Factors, notes: list[str]) -> Array | None:
 
 
 def _write(
-    target: Path,
+    file: h5py.File,
     master: Master,
     found: Statistics,
     factors: Factors,
     gain: Array | None,
     modules: Sequence[ModuleGain],
-    overwrite: bool,
+    validity: Mapping[str, Fact],
 ) -> None:
-    with atomic_output(target, overwrite=overwrite) as written:
-        file = written.file
-        file.attrs[names.DEFAULT_ATTRIBUTE] = "entry"
-        entry = new_group(file, "entry", names.ENTRY)
-        constants = new_group(entry, CONSTANTS, names.COLLECTION)
-        _write_factors(constants, factors, found)
-        if gain is not None:
-            _write_gain(constants, master, gain)
-        _write_modules(constants, modules, found.units)
-        process = new_process(entry)
-        parameters = new_group(process, "parameters", names.PARAMETERS)
-        field(parameters, "method", METHOD)
-        field(parameters, "source", Path(master.resolver.named).name)
-        field(parameters, "calibration_checksum", master.stored.checksum)
-        field(parameters, "output", found.output)
-        field(parameters, "expected", found.photon, found.units)
-        field(parameters, "frames", np.int64(len(found.frames)))
-        field(parameters, "run_frames", np.int64(found.run_frames))
-        field(parameters, "pixel_min_photons", np.int64(MIN_PHOTONS))
-        field(parameters, "pixel_max_error", MAX_ERROR)
+    writer = ConstantsWriter(file, factors.factor.shape)
+    if gain is not None:
+        _put_gain(writer, master, gain)
+    _put_factors(writer, factors)
+    _put_modules(writer, modules, found.units)
+    writer.finish(None, {}, validity, _parameters(master, found))
 
 
-def _data(parent: h5py.Group, name: str, values: Array, units: str, axes: Sequence[str]) -> h5py.Group:
-    group = new_group(parent, name, names.DATA)
-    group.attrs[names.SIGNAL_ATTRIBUTE] = name
-    group.attrs[names.AXES_ATTRIBUTE] = list(axes)
-    field_of = array_field(group, name, values)
-    field_of.attrs[names.UNIT_ATTRIBUTE] = units
-    integrity = new_group(group, names.INTEGRITY, names.NOTE)
-    field(integrity, "algorithm", "sha256")
-    field(integrity, "checksum", array_checksum(values))
-    return group
+def _parameters(master: Master, found: Statistics) -> dict[str, Fact]:
+    assert found.photon is not None
+    stage = {"refined_stage": int(found.stages[0])} if found.stages else {}
+    return {
+        "program": "gaincal",
+        "version": __version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "formula": master.calibration.formula.name,
+        "method": METHOD,
+        "source": Path(master.resolver.named).name,
+        "calibration_checksum": master.stored.checksum,
+        "output": found.output,
+        "expected": float(found.photon),
+        "expected_units": found.units,
+        "frames": len(found.frames),
+        "run_frames": found.run_frames,
+        "pixel_min_photons": MIN_PHOTONS,
+        "pixel_max_error": MAX_ERROR,
+        **stage,
+    }
 
 
-def _write_factors(constants: h5py.Group, factors: Factors, found: Statistics) -> None:
-    axes = ["."] * factors.factor.ndim
-    group = _data(constants, FACTOR, factors.factor, "1", axes)
-    group.attrs["description"] = "values come out so many times too large; gains that divide are multiplied by it"
-    if found.stages:
-        field(group, STAGE, np.int32(found.stages[0]))
-    array_field(group, "error", factors.error)
-    array_field(group, "photons", factors.photons)
-    origin = array_field(group, "origin", factors.origin)
+def _put_gain(writer: ConstantsWriter, master: Master, gain: Array) -> None:
+    calibration = master.calibration
+    declared = next(c for c in calibration.formula.constants if c.name == GAIN)
+    axes = [d for d in declared.dims if d not in calibration.formula.checked.pixel_dims]
+    labels = dict(zip(axes, calibration.labels.get(GAIN, ()), strict=True))
+    writer.create(GAIN, gain.dtype, declared.units, labels)
+    for place in np.ndindex(*gain.shape[: len(axes)]):
+        writer.put(GAIN, tuple(labels[axis][k] for axis, k in zip(axes, place, strict=True)), gain[place])
+
+
+def _put_factors(writer: ConstantsWriter, factors: Factors) -> None:
+    writer.create(FACTOR, factors.factor.dtype, "1", {})
+    writer.put(FACTOR, (), factors.factor)
+    writer.group[FACTOR].attrs["description"] = (
+        "values come out so many times too large; gains that divide are multiplied by it"
+    )
+    writer.attach(f"{FACTOR}/error", factors.error, "1")
+    writer.attach(f"{FACTOR}/photons", factors.photons)
+    origin = writer.attach(f"{FACTOR}/origin", factors.origin)
     origin.attrs["flag_values"] = np.array([0, MODULE, PIXEL], np.uint8)
     origin.attrs["flag_meanings"] = "none module pixel"
 
 
-def _write_gain(constants: h5py.Group, master: Master, gain: Array) -> None:
-    calibration = master.calibration
-    pixel_dims = calibration.formula.checked.pixel_dims
-    declared = next(c for c in calibration.formula.constants if c.name == GAIN)
-    axes = [d for d in declared.dims if d not in pixel_dims]
-    group = _data(constants, GAIN, gain, declared.units, [*axes, *("." for _ in pixel_dims)])
-    for axis, labels in zip(axes, calibration.labels.get(GAIN, ()), strict=True):
-        array_field(group, axis, np.array(labels, np.int32))
-
-
-def _write_modules(constants: h5py.Group, modules: Sequence[ModuleGain], units: str) -> None:
+def _put_modules(writer: ConstantsWriter, modules: Sequence[ModuleGain], units: str) -> None:
     """Expected against found, and the drift, as columns."""
-    group = new_group(constants, "modules", names.PARAMETERS)
-    array_field(group, "name", np.array([m.name.encode("ascii", "backslashreplace") for m in modules]))
+    new_group(writer.group, MODULES, names.PARAMETERS)
+    writer.attach(f"{MODULES}/name", np.array([m.name.encode("ascii", "backslashreplace") for m in modules]))
     for name in ("expected", "zero", "photon", "factor", "error", "drift"):
         column = [getattr(m, name) for m in modules]
-        values = array_field(group, name, np.array([np.nan if v is None else v for v in column]))
-        values.attrs[names.UNIT_ATTRIBUTE] = "1" if name in ("factor", "error") else units
+        values = np.array([np.nan if v is None else v for v in column])
+        writer.attach(f"{MODULES}/{name}", values, "1" if name in ("factor", "error") else units)
     drift = np.array([[np.nan if s[2] is None else s[2] for s in m.zero_over_time] for m in modules])
-    array_field(group, "zero_over_time", drift).attrs[names.UNIT_ATTRIBUTE] = units
-    first = np.array([s[0] for s in modules[0].zero_over_time], np.int64)
-    array_field(group, "first_frame", first)
+    writer.attach(f"{MODULES}/zero_over_time", drift, units)
+    writer.attach(f"{MODULES}/first_frame", np.array([s[0] for s in modules[0].zero_over_time], np.int64))
