@@ -28,7 +28,8 @@ from gaincal.formulas import catalog
 ROUNDS = 9
 NUMPY_FRAMES = 8
 FAMILY_FRAMES = 64
-READ_FRAMES, APPLY_FRAMES, DARK_FRAMES = 100, 1000, 1600
+READ_FRAMES, APPLY_FRAMES, DARK_FRAMES = 100, 4000, 1600
+APPLY_FLOATS = 1000
 MEMORY_FRAMES, DARK_MODULES, MEMORY_DARKS = 10_000, 16, 200
 Found = dict[str, dict[str, float]]
 DARK_PEAK = """
@@ -111,11 +112,13 @@ def applying() -> Found:
     found: Found = {}
     with TemporaryDirectory(dir=".") as folder:
         for case in ("0 %", "2 % clustered"):
-            master = runs.build(Path(folder) / "run", case, APPLY_FRAMES)
             for threads in (1, 2):
-                times = take_turns(test_applying.tasks(master, APPLY_FRAMES, threads), 7, 1)
-                names = ("counts", "energy")
-                found[f"{case}, {threads} threads"] = {n: speed_ratio(times, n, "h5py raw") for n in names}
+                own = found.setdefault(f"{case}, {threads} threads", {})
+                for name, frames in (("counts", APPLY_FRAMES), ("energy", APPLY_FLOATS)):
+                    master = runs.build(Path(folder) / f"run{frames}", case, frames)
+                    every = test_applying.tasks(master, frames, threads)
+                    times = take_turns({n: every[n] for n in (name, "h5py raw")}, 7, 1)
+                    own[name] = speed_ratio(times, name, "h5py raw")
     return found
 
 

@@ -69,16 +69,11 @@ def assert_the_same(found: dict[str, npt.NDArray[Any]], words: npt.NDArray[np.ui
 
 
 @pytest.mark.parametrize("stored", PLAIN.values(), ids=PLAIN)
-@pytest.mark.parametrize("h5py_has_iterator", [True, False])
 def test_sums_are_those_of_words_in_memory(
     stored: dict[str, Any],
-    h5py_has_iterator: bool,
     words: npt.NDArray[np.uint16],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not h5py_has_iterator:
-        monkeypatch.setattr("gaincal.nexus.direct.ITERATOR", "no such method")
     held = write(tmp_path / "w.h5", words, **stored)
     assert_the_same(sums([unread(held, 0, 20), unread(held, 20, 17)], threads=2), words)
     limits = [(0, 2999), (3000, 0x3FFF)]

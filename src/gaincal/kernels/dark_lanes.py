@@ -1,9 +1,7 @@
-"""What the loops over dark frames do with vectors of pixels, and how they read a file: LLVM's own operations."""
+"""What the loops over dark frames do with vectors of pixels: LLVM's own operations."""
 
 from __future__ import annotations
 
-import ctypes
-from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -16,25 +14,6 @@ from gaincal.kernels.dark_rules import ABOVE, BELOW, BINS, NARROW, OUTSIDE, PLAC
 LANES = 32
 _INT8, _INT16, _INT32, _INT64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _BYTES, _WORDS, _WIDE, _LONG = (ir.VectorType(kind, LANES) for kind in (_INT8, _INT16, _INT32, _INT64))
-
-
-@cache
-def reader() -> int:
-    """Where compiled code finds ``pread``."""
-    return int(ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value or 0)
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def call_pread(_context: Any, _function: Any, _descriptor: Any, _target: Any, _size: Any, _place: Any) -> Any:
-    """``ssize_t pread(descriptor, target, size, place)`` of 64-bit systems."""
-
-    def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
-        function, descriptor, target, size, place = arguments
-        kind = ir.FunctionType(_INT64, [_INT32, _INT8.as_pointer(), _INT64, _INT64])
-        given = [b.trunc(descriptor, _INT32), b.inttoptr(target, _INT8.as_pointer()), size, place]
-        return b.call(b.inttoptr(function, kind.as_pointer()), given)
-
-    return types.int64(*[types.int64] * 5), codegen
 
 
 @intrinsic  # type: ignore[untyped-decorator]

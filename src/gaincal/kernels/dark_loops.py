@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from gaincal.kernels.dark_lanes import LANES, call_pread, count_lanes, count_within, load_dark_word, sum_lanes
+from gaincal.kernels.dark_lanes import LANES, count_lanes, count_within, load_dark_word, sum_lanes
 from gaincal.kernels.dark_rules import ABOVE, BELOW, BINS, COVER, ENOUGH, GROUP, NARROW, OUTSIDE, PLACES, WARM
 from gaincal.kernels.machine import copy_bytes, prefetch, store_byte
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
-from gaincal.kernels.stream import AHEAD, PLANES_BYTES, _unpack
+from gaincal.kernels.stream import AHEAD, PLANES_BYTES, _unpack, read_bytes
 from gaincal.kernels.unread import NOWHERE
 
 SPAN = 4 * BLOCK
@@ -186,17 +186,12 @@ def _open_grids(rows: Array, first: int, count: int, stage: Array, _clip: int, s
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]
 def _read_row(pread: int, place: Array, first: int, count: int, row: int) -> bool:
     """Read the words of a tile from a file; zeros where there are none."""
-    size, done = count * WORD_BYTES, 0
+    size = count * WORD_BYTES
     if place[0] == NOWHERE:
         for k in range(size):
             store_byte(row + k, 0)
         return True
-    while done < size:
-        got = call_pread(pread, place[0], row + done, size - done, place[1] + first * WORD_BYTES + done)
-        if got <= 0:
-            return False
-        done += got
-    return True
+    return bool(read_bytes(pread, place[0], place[1] + first * WORD_BYTES, size, row))
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]

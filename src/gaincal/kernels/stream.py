@@ -122,6 +122,18 @@ def index_chunk(start: int, size: int, checksummed: bool, elements: int, blocks:
     return position == size
 
 
+@njit("boolean(int64, int64, int64, int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
+def read_bytes(pread: int, descriptor: int, place: int, size: int, target: int) -> bool:
+    """Read bytes from a place of a file to an address; False if it does not have all of them, or cannot be read."""
+    done = np.int64(0)
+    while done < size:
+        found = call_pread(pread, descriptor, target + done, size - done, place + done)
+        if found <= 0:
+            return False
+        done += found
+    return True
+
+
 @njit("void(int64, int64[:, ::1], int64[::1], uint8[::1])", **_OPTIONS)  # type: ignore[untyped-decorator]
 def read_chunks(pread: int, chunks: Array, counter: Array, fits: Array) -> None:
     """Read chunks, and note where their blocks lie, as long as there are any that no other thread has taken.
@@ -142,13 +154,8 @@ def read_chunks(pread: int, chunks: Array, counter: Array, fits: Array) -> None:
         if k >= len(chunks):
             return
         descriptor, place, start, size, checksummed, elements, blocks, count = chunks[k]
-        done = np.int64(0)
-        while done < size:
-            found = call_pread(pread, descriptor, start + done, size - done, place + done)
-            if found <= 0:
-                break
-            done += found
-        fits[k] = done == size and index_chunk(start, size, checksummed != 0, elements, blocks, count)
+        if read_bytes(pread, descriptor, place, size, start):
+            fits[k] = index_chunk(start, size, checksummed != 0, elements, blocks, count)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]

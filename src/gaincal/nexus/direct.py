@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import h5py
 import numpy as np
@@ -21,8 +20,6 @@ from gaincal.nexus.trust import reading
 from gaincal.nexus.words import Words
 
 Index = tuple[int, ...]
-ITERATOR = "chunk_iter"
-"""What h5py 3.8 and later call it."""
 _ODD = -1
 """Instead of a place: this chunk is not stored as its dataset says."""
 
@@ -99,23 +96,15 @@ class _Storage:
         """Where a block begins."""
         if offset not in self.known:
             with reading(self.source.place.file, self.source.place.path):
-                self._look(offset)
-        return self.known.get(offset)
+                self.known[offset] = self._look(offset)
+        return self.known[offset]
 
-    def _look(self, offset: Index) -> None:
-        stored = self.source.dataset.id
-        if self.source.chunks is None:
-            self.known[offset] = stored.get_offset() if self.source.complete else None
-        elif hasattr(stored, ITERATOR):  # asked for one of them, HDF5 looks through all
-            getattr(stored, ITERATOR)(self._note)
-            self.known.setdefault(offset, None)
-        else:
-            self._note(stored.get_chunk_info_by_coord(offset), offset)
-
-    def _note(self, info: Any, offset: Index | None = None) -> None:
-        plain = info.filter_mask == 0 and info.size == self.source.pipeline.chunk_bytes
-        place = info.byte_offset if plain or info.byte_offset is None else _ODD
-        self.known[offset or tuple(info.chunk_offset)] = place
+    def _look(self, offset: Index) -> int | None:
+        source = self.source
+        if source.chunks is None:
+            return source.dataset.id.get_offset() if source.complete else None
+        _, place, size = source.lies(offset)
+        return None if not size else place if size == source.pipeline.chunk_bytes else _ODD
 
 
 @dataclass(frozen=True, eq=False)

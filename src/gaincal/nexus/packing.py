@@ -41,6 +41,10 @@ Plan = list[tuple[tuple[int, ...], slice]]
 """Of the first frame of a piece: where each chunk begins in its dataset, and the tiles of the frame that it holds."""
 
 
+CHUNK_ITEMS = 8
+"""What `gaincal.kernels.stream.read_chunks` wants to know of a chunk."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """A stored chunk, and the tiles of a frame that it holds."""
@@ -106,7 +110,7 @@ class Packing:
         edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for *_, size in stored)]).tolist()
         self._room = empty_aligned((edges[-1],), np.uint8)  # one for all: pages of large memory are large
         rows = [self._row(*lies, place) for lies, place in zip(stored, edges, strict=False)]
-        self._wanted = np.array(rows, np.int64).reshape(len(rows), -1)
+        self._wanted = np.array(rows, np.int64).reshape(len(rows), CHUNK_ITEMS)
         self._fits, self._counter = np.zeros(len(rows), np.uint8), np.zeros(1, np.int64)
         self._shares = min(shares, len(rows))
 
