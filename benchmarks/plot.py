@@ -101,8 +101,8 @@ PARTS = {
     ),
     "applying": (
         "gaincal apply",
-        "4,000 frames as counts, 1,000 as energies, from file to file. 1 is the speed of h5py reading the raw frames of "
-        "the same file, ten at a time.",
+        "4,000 frames as counts, 1,000 as energies, from file to file. 1 is the speed of h5py reading the raw frames "
+        "of the same file, ten at a time.",
     ),
     "memory": ("Memory", "Most memory that `apply` takes beside the program itself, in MiB."),
     "starts": ("Starting", "Seconds of a fresh process. They depend on the machine, unlike the ratios."),
