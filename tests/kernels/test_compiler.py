@@ -305,8 +305,17 @@ def test_words_are_delivered_as_they_are(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", [None, "uint8", "uint16", "uint32"])
 @pytest.mark.parametrize("varying", ["pixel", "frame", "both"])
 def test_a_selection_is_that_of_the_reference(dims: str, dtype: str | None, varying: str) -> None:
+    selection(dims, dtype, varying, {"a": (1, 0, 5), "b": (2, 99), "c": (0, 1, 2, 3)})
+
+
+@pytest.mark.parametrize(("dims", "varying"), [("a b px", "frame"), ("a b c px", "pixel")])
+def test_the_largest_label_is_selected_as_in_the_reference(dims: str, varying: str) -> None:
+    """Apart from the others, because the table of its places is long, and takes long to compile."""
+    selection(dims, None, varying, {"a": (1, 0, 5), "b": (2, 65535), "c": (0, 1, 2, 3)})
+
+
+def selection(dims: str, dtype: str | None, varying: str, sizes: dict[str, tuple[int, ...]]) -> None:
     axes = [d for d in dims.split() if d != "px"]
-    sizes: dict[str, tuple[int, ...]] = {"a": (1, 0, 5), "b": (2, 65535), "c": (0, 1, 2, 3)}
     by_pixel, by_frame = "bits(raw, {}, 3)", "bits(cell, {}, 3)"
     form = {"pixel": [by_pixel] * 3, "frame": [by_frame] * 3, "both": [by_frame, by_pixel, by_frame]}[varying]
     indices = ", ".join(text.format(2 * k) for k, text in enumerate(form[: len(axes)]))
@@ -357,7 +366,7 @@ REAL_LITERALS = (
     "16777217.0",
     "4294967295.0",
 )
-SIZES = {"a": (0, 1, 2), "b": (5, 2, 0, 11), "c": (1,), "d": tuple(range(20)), "e": (3, 65535)}
+SIZES = {"a": (0, 1, 2), "b": (5, 2, 0, 11), "c": (1,), "d": tuple(range(20)), "e": (3, 700)}
 PIXELS, FRAMES = 150, 3
 FORMULAS, PER_TEST = 300, 25
 
