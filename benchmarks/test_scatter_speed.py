@@ -18,7 +18,6 @@ from gaincal.verbs.embed import embed
 
 pytest.importorskip("distributed")
 pytestmark = [
-    pytest.mark.xdist_group("scatter"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # old versions of distributed, of tornado
 ]

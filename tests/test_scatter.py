@@ -38,7 +38,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # old versions of distributed, of tornado
-    pytest.mark.xdist_group("scatter"),
 ]
 
 Array = npt.NDArray[Any]

@@ -704,7 +704,6 @@ def test_apply_writes_the_frames_of_a_view(embedded: Embedded, tmp_path: Path) -
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.xdist_group("scatter")
 def test_apply_on_a_cluster_gives_the_same(own: Run, viewed: Path, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     from gaincal.scatter import apply_on, connected
