@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from cases import MAKERS, WORDS, Case, case
-from differences import default_and_variance, computed, default_in_double, in_double, in_single, second_opinion
+from differences import computed, default_and_variance, default_in_double, in_double, in_single, second_opinion
 from independent import EPIX10KA_RANGES
 from kernels.helpers import assert_same_bits, bits
 

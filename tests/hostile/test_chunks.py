@@ -29,6 +29,7 @@ from hostile.harness import (
     Worker,
     X,
     Y,
+    commanded_once,
     endings,
     probe,
     put,
@@ -342,7 +343,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", commanded_once(CASES), ids=str)
 def test_damaged_chunks_are_named_and_missing_ones_flagged(
     case: Case, worker: Worker, unharmed: Run, tmp_path: Path
 ) -> None:
@@ -353,7 +354,7 @@ def test_damaged_chunks_are_named_and_missing_ones_flagged(
 def test_malformed_chunks_reach_no_decoder(
     build: Callable[[Run], None], worker: Worker, unharmed: Run, tmp_path: Path
 ) -> None:
-    run_case(worker, unharmed, tmp_path, Case(build, BAD), command_line=False)
+    run_case(worker, unharmed, tmp_path, Case(build, BAD, command_line=False))
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", "bitshuffle-lz4", "blosc-zstd"])
@@ -369,7 +370,8 @@ def test_what_a_decoder_cannot_decode_is_never_delivered(
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_allowed_filter_is_read(name: str, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
-    run_case(worker, unharmed, tmp_path, Case(lambda run: chunked(run, PIPELINES[name]), Right()))
+    case = Case(lambda run: chunked(run, PIPELINES[name]), Right(), command_line=False)
+    run_case(worker, unharmed, tmp_path, case)
 
 
 def chunk_edits(run: Run, count: int, seed: int) -> list[Edit]:

@@ -24,6 +24,7 @@ from hostile.harness import (
     Worker,
     X,
     Y,
+    commanded_once,
     probe,
     replace_field,
     require,
@@ -313,11 +314,12 @@ TABLES: dict[str, tuple[Callable[[Run], None], Refused | Right]] = {
 }  # fmt: skip
 
 
+CASES = dict(zip(TABLES, commanded_once([Case(*table) for table in TABLES.values()]), strict=True))
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_a_formula_holds_or_is_refused_by_name(name: str, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
-    build, outcome = TABLES[name]
-    command_line = outcome.kind != "FileError" if isinstance(outcome, Refused) else True
-    run_case(worker, unharmed, tmp_path, Case(build, outcome), command_line)
+    run_case(worker, unharmed, tmp_path, CASES[name])
 
 
 @pytest.mark.parametrize("build", [two_calibrations, two_calibrations_in_two_detectors])
