@@ -19,10 +19,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
+	$(OLDEST)/bin/python -m pytest tests -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/run.py

@@ -13,6 +13,7 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from conftest import few
 
 from hostile.harness import (
     CALIBRATION,
@@ -350,7 +351,7 @@ def test_damaged_chunks_are_named_and_missing_ones_flagged(
     run_case(worker, unharmed, tmp_path, case)
 
 
-@pytest.mark.parametrize("build", MALFORMED)
+@pytest.mark.parametrize("build", few(MALFORMED, 5))
 def test_malformed_chunks_reach_no_decoder(
     build: Callable[[Run], None], worker: Worker, unharmed: Run, tmp_path: Path
 ) -> None:
@@ -392,7 +393,7 @@ def chunk_edits(run: Run, count: int, seed: int) -> list[Edit]:
 def test_mutated_chunks_never_crash(name: str, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
     chunked(run, PIPELINES[name])
-    found = Counter(end for end, _ in endings(worker, run, chunk_edits(run, 30, 5)))
+    found = Counter(end for end, _ in endings(worker, run, chunk_edits(run, 10, 5)))
     assert set(found) <= {"error", "finding", "same", "silent"}, found
 
 
@@ -400,5 +401,5 @@ def test_mutated_chunks_never_crash(name: str, worker: Worker, unharmed: Run, tm
 def test_mutated_chunks_with_a_checksum_are_errors(name: str, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run = unharmed.copy(tmp_path)
     chunked(run, {**PIPELINES[name], "fletcher32": True})
-    found = Counter(end for end, _ in endings(worker, run, chunk_edits(run, 10, 6)))
+    found = Counter(end for end, _ in endings(worker, run, chunk_edits(run, 5, 6)))
     assert set(found) == {"error"}, found
