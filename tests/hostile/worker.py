@@ -143,12 +143,12 @@ def probe(path: str, reference: str, trust: list[str], output: str, command_line
     answer = {
         "open": guarded(opened),
         "read": guarded(read),
-        "info": guarded(lambda: json.dumps(inspect.info(path, trust=trust), default=str)),
         "validate": guarded(validated),
     }
     if not command_line:
         return answer
     return answer | {
+        "info": guarded(lambda: json.dumps(inspect.info(path, trust=trust), default=str)),
         "cli info": command("info", path, *options),
         "cli apply": command("apply", path, "-o", output, "--json", "--jobs", "1", *options),
         "cli validate": command("validate", path, "--json", *options),
