@@ -24,7 +24,7 @@ pytestmark = [
 AT_LEAST = 0.7
 FRAMES, ROUNDS = 2_000, 3
 """Of the measurement, ``python benchmarks/test_scatter_speed.py``; the test is smaller, and only has to work."""
-SMALL = 200
+SMALL = 60
 
 
 def build(directory: Path, frames: int) -> Path:

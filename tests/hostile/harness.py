@@ -34,6 +34,7 @@ GIVEN = "given"
 STORED = "/data/words"
 CANARY = b"TOP-SECRET-"
 LIMIT_SECONDS = 2.0
+"""Of CPU time, which other processes do not make longer; who waits for ever runs out of patience."""
 PEAK = 128 << 20
 PATIENCE_SECONDS = 30
 BATCH = 250
@@ -320,10 +321,10 @@ def require(run: Run, answer: dict[str, Any], outcome: Refused | Gone | Right) -
     for verb in {"open", "read", "info", "validate"} & set(answer):
         assert answer[verb].get("error") != "traceback", answer[verb]["text"]
         assert answer[verb].get("text", "").isprintable()
-        assert answer[verb]["seconds"] < LIMIT_SECONDS, verb
+        assert answer[verb]["cpu"] < LIMIT_SECONDS, verb
     for verb in [v for v in answer if v.startswith("cli ")]:
         assert "Traceback" not in answer[verb]["err"], answer[verb]["err"]
-        assert answer[verb]["seconds"] < LIMIT_SECONDS, verb
+        assert answer[verb]["cpu"] < LIMIT_SECONDS, verb
     assert answer["peak"] < PEAK
     assert CANARY.decode() not in json.dumps(answer)
     if isinstance(outcome, Refused):
