@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 JOBS ?= 2
 
-.PHONY: demo test check tests oldest benchmarks clean
+.PHONY: demo test checked check tests oldest benchmarks clean
 
 demo: $(VENV)/installed
 	$(BIN)/gaincal demo -o demo --overwrite
 
-test: check tests oldest
+test: checked tests oldest
+
+# The checks use one core while the oldest set is fetched.
+checked: $(VENV)/installed-dev
+	$(MAKE) --no-print-directory -j 2 check $(OLDEST)/installed
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -19,10 +23,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 tests: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+# Every way through the code once: the enumerations, the long tests and the speed belong to the current set.
 oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
+	$(OLDEST)/bin/python -m pytest tests -n $(JOBS) --dist loadfile -m "not slow and not exhaustive"
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/run.py

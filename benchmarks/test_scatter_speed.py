@@ -18,14 +18,13 @@ from gaincal.verbs.embed import embed
 
 pytest.importorskip("distributed")
 pytestmark = [
-    pytest.mark.xdist_group("scatter"),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # old versions of distributed, of tornado
 ]
 AT_LEAST = 0.7
 FRAMES, ROUNDS = 2_000, 3
 """Of the measurement, ``python benchmarks/test_scatter_speed.py``; the test is smaller, and only has to work."""
-SMALL = 200
+SMALL = 60
 
 
 def build(directory: Path, frames: int) -> Path:

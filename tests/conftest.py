@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,17 @@ from gaincal.verbs.embed import embed
 hypothesis.settings.register_profile("gaincal", deadline=None)
 hypothesis.settings.load_profile("gaincal")
 
+LONGEST = (
+    "test_compiler",
+    "test_catalogue",
+    "test_scatter",
+    "test_dials",
+    "test_mutations",
+    "test_lazy",
+    "test_chunks",
+)
+"""Files that a worker takes first, so that none of them is left alone at the end."""
+
 # Small as the runs of tests are, they are worth compiling here; tests of NumPy's own way say so.
 pipeline.UNCOMPILED_WORDS = -1
 
@@ -45,6 +56,22 @@ FLAG_BITS = {
 }
 INT_FILLS = {"int32": -(2**31), "int16": -(2**15)}
 BITSHUFFLE = dict(plugins().Bitshuffle(cname="lz4"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker takes a whole file (``--dist loadfile``): what it makes and compiles, it makes once; in our order."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def few(cases: Iterable[Any], count: int = 1) -> list[Any]:
+    """Cases of which all but some go through code that has been taken already: the oldest set leaves them out."""
+    return [c if k < count else pytest.param(c, marks=pytest.mark.exhaustive) for k, c in enumerate(cases)]
 
 
 def detector_formula(detector: str = "module") -> Formula:

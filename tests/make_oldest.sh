@@ -8,8 +8,12 @@ packages="numpy h5py numba xarray dask distributed hdf5plugin click tqdm matplot
 constraints=tests/constraints-oldest.txt
 rm -rf "$folder"
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] && grep -q bookworm /etc/os-release; then
-  apt-get -qq update >/dev/null || true
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv python3-numpy python3-h5py >/dev/null
+  debian="python3-venv python3-numpy python3-h5py"
+  # shellcheck disable=SC2086
+  if ! dpkg -s $debian >/dev/null 2>&1; then
+    apt-get -qq update >/dev/null || true
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $debian >/dev/null
+  fi
   /usr/bin/python3.11 -m venv --system-site-packages "$folder"
   # Debian registers h5py under another name: tell pip that it is there.
   info=$folder/lib/python3.11/site-packages/h5py-3.7.0.dist-info

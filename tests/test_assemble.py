@@ -122,18 +122,18 @@ def test_sixteen_modules_of_ten_thousand_frames(tmp_path: Path) -> None:
     files.file(5).unlink()
     truncate(files.file(11))
     del files.rows[5], files.rows[11]
-    began = time.perf_counter()
+    began = time.process_time()  # which other processes do not make longer
     made = assemble([files.pattern], tmp_path / "run.nxs", ids=IDS)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     check(made, files, 16, read_by_hdf5)
     problems = {row.module: row.problem for row in made.account.modules if row.problem}
     assert problems.keys() == {5, 11}
     assert problems[5] == "absent"
     assert "truncated" in problems[11]
     embed(made.path, tmp_path / "m.nxs", formula="jungfrau_modules", constants=constants((16, *PIXELS)))
-    began = time.perf_counter()
+    began = time.process_time()
     with open_master(tmp_path / "m.nxs").resolver:
-        assert time.perf_counter() - began < 2  # of a second on a quiet machine
+        assert time.process_time() - began < 2
 
 
 def test_hdf5_itself_reads_the_same_words(files: ModuleFiles) -> None:

@@ -102,11 +102,17 @@ def test_without_clipping_photons_lift_the_mean(truth: DarkTruth, runs: list[Pat
     assert in_limits(read_constants(tmp_path / "c.nxs"), truth, 0, 0, FRAMES)[1] > 0.5
 
 
+@pytest.fixture(scope="module")
+def whole_module(tmp_path_factory: pytest.TempPathFactory) -> tuple[DarkTruth, Path]:
+    truth = make_dark_truth()
+    folder = tmp_path_factory.mktemp("module")
+    return truth, write_words(folder / "g0.h5", np.stack(list(make_darks(truth, 0, 400))))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_a_whole_module(method: str, tmp_path: Path) -> None:
-    truth = make_dark_truth()
-    run = write_words(tmp_path / "g0.h5", np.stack(list(make_darks(truth, 0, 400))))
+def test_a_whole_module(method: str, whole_module: tuple[DarkTruth, Path], tmp_path: Path) -> None:
+    truth, run = whole_module
     darks((), tmp_path / "c.nxs", stages={0: run}, formula="jungfrau", method=method)
     found = read_constants(tmp_path / "c.nxs")
     error, bias = in_limits(found, truth, 0, 0, 392)

@@ -41,7 +41,6 @@ BUILD = Path("/usr/lib/cctbx/python3.11")
 
 pytestmark = [
     pytest.mark.dials,
-    pytest.mark.xdist_group("dials"),
     pytest.mark.skipif(
         find_spec("dxtbx") is None,
         reason="DIALS is not in this Python (Debian: apt-get install dials hdf5-filter-plugin bitshuffle; oldest set)",

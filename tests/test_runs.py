@@ -183,7 +183,6 @@ def test_a_run_has_no_place_for_a_calibration(tmp_path: Path) -> None:
 # European XFEL
 
 AGIPD = "SPB_DET_AGIPD1M-1"
-OF_AGIPD = pytest.mark.xdist_group("agipd")  # the run is made once, by one worker
 LABELS = np.random.default_rng(7).permutation(352)[:24]
 READ = (0, 3, 17, 200, 351)
 ABSENT = (4, 11)
@@ -249,7 +248,6 @@ def agipd(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"words": words, "cells": cells, **held, **results, **json.loads(done.stdout)}
 
 
-@OF_AGIPD
 @pytest.mark.slow
 def test_agipd_has_the_right_values(agipd: dict[str, Any]) -> None:
     words, cell = agipd["words"], np.broadcast_to(agipd["cells"][list(READ)][:, None], (len(READ), 16))
@@ -274,7 +272,6 @@ def test_agipd_has_the_right_values(agipd: dict[str, Any]) -> None:
     assert set(np.unique(wanted.stage)) == {-1, 0, 1, 2}
 
 
-@OF_AGIPD
 @pytest.mark.slow
 def test_absent_modules_of_agipd_are_missing_and_named(agipd: dict[str, Any]) -> None:
     assert (agipd["flags"][:, list(ABSENT)] == MISSING).all()
@@ -282,13 +279,11 @@ def test_absent_modules_of_agipd_are_missing_and_named(agipd: dict[str, Any]) ->
     assert any("4" in note and "11" in note and "module" in note for note in agipd["notes"])
 
 
-@OF_AGIPD
 @pytest.mark.slow
 def test_agipd_fits_into_memory(agipd: dict[str, Any]) -> None:
     assert agipd["peak"] < 2 << 30
 
 
-@OF_AGIPD
 @pytest.mark.slow
 def test_frames_of_agipd_have_their_ids(agipd: dict[str, Any]) -> None:
     assert len(set(agipd["ids"]["train_id"])) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import independent as second
@@ -605,7 +605,7 @@ MAKERS: Mapping[str, Callable[[], Case]] = {
 }
 
 
-@cache
+@lru_cache(maxsize=1)
 def case(name: str) -> Case:
     """A case by name, made once."""
     return MAKERS[name]()

@@ -17,7 +17,7 @@ from gaincal.formulas.operations import OPERATIONS
 
 from . import strategies as s
 
-FLOOD = 100_000
+FLOOD = 50_000
 PARTS = 10
 LIMIT_SECONDS = 0.05
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ GIVEN = "given"
 STORED = "/data/words"
 CANARY = b"TOP-SECRET-"
 LIMIT_SECONDS = 2.0
+"""Of CPU time, which other processes do not make longer; who waits for ever runs out of patience."""
 PEAK = 128 << 20
 PATIENCE_SECONDS = 30
 BATCH = 250
@@ -290,6 +291,7 @@ class Case:
     build: Callable[[Run], object]
     outcome: Refused | Gone | Right
     path: Callable[[Run], Path] = lambda run: run.master
+    command_line: bool = True
 
     def __str__(self) -> str:
         return getattr(self.build, "__name__", "case")
@@ -316,13 +318,13 @@ def require(run: Run, answer: dict[str, Any], outcome: Refused | Gone | Right) -
     """Nothing crashed, hung, printed a traceback or opened a foreign file, and the end is the right one."""
     assert "crash" not in answer, answer
     assert answer["foreign"] == []
-    for verb in ("open", "read", "info", "validate"):
+    for verb in {"open", "read", "info", "validate"} & set(answer):
         assert answer[verb].get("error") != "traceback", answer[verb]["text"]
-        assert "\n" not in answer[verb].get("text", "")
-        assert answer[verb]["seconds"] < LIMIT_SECONDS, verb
+        assert answer[verb].get("text", "").isprintable()
+        assert answer[verb]["cpu"] < LIMIT_SECONDS, verb
     for verb in [v for v in answer if v.startswith("cli ")]:
         assert "Traceback" not in answer[verb]["err"], answer[verb]["err"]
-        assert answer[verb]["seconds"] < LIMIT_SECONDS, verb
+        assert answer[verb]["cpu"] < LIMIT_SECONDS, verb
     assert answer["peak"] < PEAK
     assert CANARY.decode() not in json.dumps(answer)
     if isinstance(outcome, Refused):
@@ -331,15 +333,17 @@ def require(run: Run, answer: dict[str, Any], outcome: Refused | Gone | Right) -
     missing = outcome.pixels if isinstance(outcome, Gone) else 0
     assert answer["read"].get("text") is None
     assert answer["read"]["result"] == {"missing": missing, "wrong": 0, "shape": list(SHAPE)}
-    assert [answer[f"cli {verb}"]["exit"] for verb in ("info", "apply", "validate")] == [0, 0, 0]
-    assert json.loads(answer["cli apply"]["out"])["flags"]["missing"] == missing
     assert ("words-missing" in _codes(answer, "warning")) == bool(missing)
     assert _codes(answer, "error") == []
+    if "cli info" not in answer:
+        return
+    assert [answer[f"cli {verb}"]["exit"] for verb in ("info", "apply", "validate")] == [0, 0, 0]
+    assert json.loads(answer["cli apply"]["out"])["flags"]["missing"] == missing
 
 
 def _require_refused(run: Run, answer: dict[str, Any], wanted: Refused) -> None:
     fault = {"error": wanted.kind, "code": wanted.code, "exit": EXIT_CODES[wanted.kind]}
-    for verb in ("read",) if wanted.reading else ("open", "read", "info"):
+    for verb in {"read"} if wanted.reading else {"open", "read", "info"} & set(answer):
         assert {k: answer[verb].get(k) for k in fault} == fault, answer[verb]
     assert wanted.code in _codes(answer, "error"), answer["validate"]
     if "cli info" not in answer:
@@ -359,10 +363,20 @@ def _codes(answer: dict[str, Any], severity: str) -> list[str]:
     return [code for code, found, _, _ in answer["validate"].get("result", []) if found == severity]
 
 
-def run_case(worker: Worker, unharmed: Run, directory: Path, case: Case, command_line: bool = True) -> None:
+def commanded_once(cases: list[Case]) -> list[Case]:
+    """Only the first case of each outcome goes through the command line, which prints what the library raises."""
+    seen: set[Refused | Gone | Right] = set()
+    kept = []
+    for case in cases:
+        kept.append(replace(case, command_line=case.outcome not in seen))
+        seen.add(case.outcome)
+    return kept
+
+
+def run_case(worker: Worker, unharmed: Run, directory: Path, case: Case) -> None:
     run = unharmed.copy(directory)
     case.build(run)
-    require(run, probe(worker, run, case.path(run), command_line=command_line), case.outcome)
+    require(run, probe(worker, run, case.path(run), command_line=case.command_line), case.outcome)
 
 
 Edit = list[tuple[int, int]]

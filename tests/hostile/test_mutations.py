@@ -13,7 +13,7 @@ import pytest
 
 from hostile.harness import Edit, Run, Worker, endings
 
-MUTATIONS = 2000
+MUTATIONS = 1000
 PROCESSES = 2
 
 
@@ -28,7 +28,7 @@ def global_heaps(data: bytes) -> list[range]:
 
 
 def mutations(size: int) -> list[Edit]:
-    """Two thousand bytes of a file, each with some other value."""
+    """A thousand bytes of a file, each with some other value."""
     random = np.random.default_rng(2026)
     return [[(int(random.integers(size)), int(random.integers(1, 256)))] for _ in range(MUTATIONS)]
 

@@ -21,6 +21,7 @@ from hostile.harness import (
     Worker,
     X,
     Y,
+    commanded_once,
     probe,
     put,
     put_words,
@@ -295,7 +296,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", commanded_once(CASES), ids=str)
 def test_words_are_plain_unsigned_integers(case: Case, worker: Worker, unharmed: Run, tmp_path: Path) -> None:
     run_case(worker, unharmed, tmp_path, case)
 

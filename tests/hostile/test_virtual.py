@@ -22,6 +22,7 @@ from hostile.harness import (
     Worker,
     X,
     Y,
+    commanded_once,
     put,
     put_mapping,
     put_mappings,
@@ -311,7 +312,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", commanded_once(CASES), ids=str)
 def test_virtual_words_are_right_or_missing_or_refused(
     case: Case, worker: Worker, unharmed: Run, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def compared(values: npt.NDArray[Any], flags: npt.NDArray[np.uint32], reference:
 
 def guarded(verb: Callable[[], Any]) -> Answer:
     """What a verb returned, or the error that it raised on purpose, or a traceback."""
-    started = time.perf_counter()
+    started = time.process_time()
     answer: Answer = {}
     try:
         answer["result"] = verb()
@@ -98,13 +98,13 @@ def guarded(verb: Callable[[], Any]) -> Answer:
         answer |= {"error": type(error).__name__, "code": error.code, "exit": error.exit_code, "text": text}
     except BaseException:
         answer |= {"error": "traceback", "code": "", "exit": 1, "text": traceback.format_exc()}
-    return answer | {"seconds": time.perf_counter() - started}
+    return answer | {"cpu": time.process_time() - started}
 
 
 def command(*arguments: str) -> Answer:
     """Run the command line in this process."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             cli.main(list(arguments), standalone_mode=True)
@@ -113,8 +113,8 @@ def command(*arguments: str) -> Answer:
         except BaseException:
             code = 1
             traceback.print_exc()
-    seconds = time.perf_counter() - started
-    return {"exit": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds, "peak": peak()}
+    taken = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - cpu}
+    return {"exit": code, "out": out.getvalue(), "err": err.getvalue(), "peak": peak(), **taken}
 
 
 def forget_peak() -> None:
@@ -143,12 +143,12 @@ def probe(path: str, reference: str, trust: list[str], output: str, command_line
     answer = {
         "open": guarded(opened),
         "read": guarded(read),
-        "info": guarded(lambda: json.dumps(inspect.info(path, trust=trust), default=str)),
         "validate": guarded(validated),
     }
     if not command_line:
         return answer
     return answer | {
+        "info": guarded(lambda: json.dumps(inspect.info(path, trust=trust), default=str)),
         "cli info": command("info", path, *options),
         "cli apply": command("apply", path, "-o", output, "--json", "--jobs", "1", *options),
         "cli validate": command("validate", path, "--json", *options),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from conftest import few
 from helpers import (
     SPECIALS,
     Array,
@@ -205,9 +206,9 @@ def test_jungfrau_compiles_in_two_seconds() -> None:
         True,
     )
     compiler.compile_program(program_of(declare({"v": "raw * 0.5"})), groups.Layout((("raw", "uint16"),), True))
-    start = time.perf_counter()
+    start = time.thread_time()
     compiler.compile_program(program, layout)
-    assert time.perf_counter() - start < 2
+    assert time.thread_time() - start < 2
 
 
 # --- conversions at the ends -------------------------------------------------------------
@@ -229,7 +230,7 @@ def test_a_real_is_limited_as_in_the_reference(dtype: str, end: int, compute: st
 
 @pytest.mark.parametrize("dtype", sorted(INTEGER_OUTPUTS))
 @pytest.mark.parametrize("end", [0, 1])
-@pytest.mark.parametrize("text", ["raw", "-raw", "raw * 0x1FFFFF - 7", "-(raw * 0x1FFFFF)", "raw - 0x80000000"])
+@pytest.mark.parametrize("text", few(["raw * 0x1FFFFF - 7", "raw", "-raw", "-(raw * 0x1FFFFF)", "raw - 0x80000000"]))
 def test_an_integer_is_limited_as_in_the_reference(dtype: str, end: int, text: str) -> None:
     inputs: dict[str, tuple[str, str | None]] = {"raw": ("frame px", "uint32")}
     steps = {"v": f"{text} + 0"}
@@ -301,12 +302,21 @@ def test_words_are_delivered_as_they_are(dtype: str) -> None:
 # --- selections --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dims", ["a", "a px", "a b", "a b px", "a b c", "a b c px"])
-@pytest.mark.parametrize("dtype", [None, "uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("dims", few(["a b px", "a b c", "a b", "a", "a px", "a b c px"], 2))
+@pytest.mark.parametrize("dtype", few([None, "uint8", "uint16", "uint32"], 2))
 @pytest.mark.parametrize("varying", ["pixel", "frame", "both"])
 def test_a_selection_is_that_of_the_reference(dims: str, dtype: str | None, varying: str) -> None:
+    selection(dims, dtype, varying, {"a": (1, 0, 5), "b": (2, 99), "c": (0, 1, 2, 3)})
+
+
+@pytest.mark.parametrize(("dims", "varying"), [("a b px", "frame"), ("a b c px", "pixel")])
+def test_the_largest_label_is_selected_as_in_the_reference(dims: str, varying: str) -> None:
+    """Apart from the others, because the table of its places is long, and takes long to compile."""
+    selection(dims, None, varying, {"a": (1, 0, 5), "b": (2, 65535), "c": (0, 1, 2, 3)})
+
+
+def selection(dims: str, dtype: str | None, varying: str, sizes: dict[str, tuple[int, ...]]) -> None:
     axes = [d for d in dims.split() if d != "px"]
-    sizes: dict[str, tuple[int, ...]] = {"a": (1, 0, 5), "b": (2, 65535), "c": (0, 1, 2, 3)}
     by_pixel, by_frame = "bits(raw, {}, 3)", "bits(cell, {}, 3)"
     form = {"pixel": [by_pixel] * 3, "frame": [by_frame] * 3, "both": [by_frame, by_pixel, by_frame]}[varying]
     indices = ", ".join(text.format(2 * k) for k, text in enumerate(form[: len(axes)]))
@@ -357,7 +367,7 @@ REAL_LITERALS = (
     "16777217.0",
     "4294967295.0",
 )
-SIZES = {"a": (0, 1, 2), "b": (5, 2, 0, 11), "c": (1,), "d": tuple(range(20)), "e": (3, 65535)}
+SIZES = {"a": (0, 1, 2), "b": (5, 2, 0, 11), "c": (1,), "d": tuple(range(20)), "e": (3, 700)}
 PIXELS, FRAMES = 150, 3
 FORMULAS, PER_TEST = 300, 25
 
@@ -534,7 +544,7 @@ def random_program(formula: Formula, arrays: dict[str, Array], seed: int) -> Pro
     return max(candidates, key=lambda c: c[:2])[2]
 
 
-@pytest.mark.parametrize("first", range(0, FORMULAS, PER_TEST))
+@pytest.mark.parametrize("first", few(range(0, FORMULAS, PER_TEST)))
 def test_a_random_formula_is_the_reference(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = []
     for seed in range(first, first + PER_TEST):

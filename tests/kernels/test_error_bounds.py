@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 FLOOD = 100_000
 SEEDS = range(20_240_601, 20_240_611)
 STRIDE = 12
-MOST = 3000
+MOST = 1500
 SHAPE = FRAMES, PIXELS = 2, 12
 UNIT = 2.0**-24 * (1 + 2.0**-20)
 """Relative error of one rounding to float32, with room for those of the float64 evaluation."""

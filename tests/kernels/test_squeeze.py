@@ -11,8 +11,6 @@ from stored import Bytes
 from gaincal.kernels.libraries import function
 from gaincal.kernels.squeeze import LAST_LITERALS, LAST_MATCH, MIN_MATCH, WIDTH, squeeze
 
-pytestmark = pytest.mark.xdist_group("stream")
-
 GUARD = 0xC3
 Sequence = tuple[bytes, int, int]
 """Literals, then a match: how far back, and how long; no match at the end."""

@@ -23,8 +23,6 @@ from gaincal.kernels.pipeline import Results, evaluate, interpret, streams
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.kernels.stream import GROUP
 
-pytestmark = pytest.mark.xdist_group("stream")  # its loops are compiled once, by one worker
-
 MISSING = np.uint32(1 << MISSING_BIT)
 DTYPES = {"float32": None, "int32": -(2**31), "int16": -(2**15)}
 Missing = npt.NDArray[np.bool_]

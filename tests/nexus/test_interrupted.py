@@ -22,7 +22,7 @@ from gaincal.verbs.embed import embed
 
 Verb = tuple[str, ...]
 FRAMES, Y, X = 36, 128, 256
-KILLS = 25
+KILLS = 15
 EMBEDDING = ("link", "copy", "in place")
 
 

@@ -29,8 +29,6 @@ from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Words
 from gaincal.verbs.apply import apply
 
-pytestmark = pytest.mark.xdist_group("stream")
-
 Array = npt.NDArray[Any]
 MISSING = np.uint32(1 << MISSING_BIT)
 LZ4 = dict(hdf5plugin.Bitshuffle(nelems=4096, cname="lz4"))

@@ -220,6 +220,7 @@ def test_a_window_opens_where_a_display_is(tmp_path: Path, monkeypatch: pytest.M
     from matplotlib import pyplot as plt
 
     opened: list[int] = []
+    plt.close("all")  # whatever other tests of this process have left
     monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
     monkeypatch.setattr(plt, "show", lambda: opened.extend(plt.get_fignums()))

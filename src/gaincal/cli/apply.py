@@ -9,7 +9,15 @@ from typing import Any
 
 import click
 
-from gaincal.cli.common import json_option, pairs, print_done, trust_option
+from gaincal.cli.common import (
+    calibration_option,
+    json_option,
+    parse_numbers,
+    print_done,
+    reasons_option,
+    settings_option,
+    trust_option,
+)
 
 
 def _range(
@@ -43,10 +51,10 @@ def _flagged(context: click.Context, parameter: click.Parameter, value: str | No
 @click.option("--dtype", metavar="T", help="One of the dtypes that the output declares.")
 @click.option("--flagged", callback=_flagged, metavar="nan|zero|NUMBER", help="Value of flagged pixels.")
 @click.option("--frames", callback=_range, metavar="A:B", help="Only frames A to B - 1.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
-@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@settings_option
+@calibration_option
 @click.option("--profile", metavar="PROGRAM", help="Reproduce another program: jungfrau_utils, aare ...")
-@click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
+@reasons_option
 @click.option("--errors", is_flag=True, help="Write standard deviations, too.")
 @click.option("--jobs", type=click.IntRange(1, 1024), help="Threads, or workers; default: all there are.")
 @click.option("--max-memory", type=click.IntRange(1), metavar="MIB", help="For frames on their way; default: 1024.")
@@ -65,7 +73,7 @@ def apply(
     settings: tuple[str, ...],
     calibration: str | None,
     profile: str | None,
-    reasons: str | None,
+    reasons: list[str] | None,
     errors: bool,
     jobs: int | None,
     max_memory: int | None,
@@ -75,10 +83,9 @@ def apply(
     as_json: bool,
 ) -> None:
     """Write the calibrated frames of MASTER as a standard NXmx file."""
-    from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
 
-    inputs = {name: parse_number(name, text) for name, text in pairs(settings, "--set").items()}
+    inputs = parse_numbers(settings, "--set")
     with _applying(scheduler, jobs) as run, progress("apply", "frames") as advance:
         done = run(
             master,
@@ -90,7 +97,7 @@ def apply(
             inputs=inputs,
             calibration=calibration,
             profile=profile,
-            reasons=None if reasons is None else [name for name in reasons.split(",") if name],
+            reasons=reasons,
             errors=errors,
             reader=reader,
             jobs=jobs,

@@ -26,6 +26,28 @@ def json_option(command: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")(command)
 
 
+def settings_option(command: Any) -> Any:
+    """Give a command ``--set``, as the argument ``settings``; see `parse_numbers`."""
+    shown = "Replace an input: photon_energy=12.4."
+    return click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help=shown)(command)
+
+
+def calibration_option(command: Any) -> Any:
+    """Give a command ``--calibration``."""
+    shown = "Which calibration, where the file has several."
+    return click.option("--calibration", metavar="NAME", help=shown)(command)
+
+
+def reasons_option(command: Any) -> Any:
+    """Give a command ``--reasons``, a list of names or None."""
+    shown = "Only these flags and mask reasons make a pixel bad."
+    return click.option("--reasons", metavar="NAME,NAME", callback=_names, help=shown)(command)
+
+
+def _names(_context: click.Context, _parameter: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [name for name in value.split(",") if name]
+
+
 def axis_options(command: Any) -> Any:
     """Give a command ``--axis`` and ``--vector``, as the arguments ``axes`` and ``vectors``."""
     motion, direction = "NAME=START[:STEP]", "NAME=X,Y,Z[,UNIT]"
@@ -63,6 +85,13 @@ def pairs(values: Iterable[str], option: str) -> dict[str, str]:
             raise RequestError(f"{option} {name} is given twice")
         found[name] = text
     return found
+
+
+def parse_numbers(values: Iterable[str], option: str) -> dict[str, float]:
+    """NAME=NUMBER arguments as a dict."""
+    from gaincal.nexus.write import parse_number
+
+    return {name: parse_number(name, text) for name, text in pairs(values, option).items()}
 
 
 def print_json(content: Any) -> None:

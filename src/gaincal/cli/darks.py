@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gaincal.cli.common import json_option, pairs, print_json, print_notes, trust_option
+from gaincal.cli.common import json_option, pairs, parse_numbers, print_json, print_notes, trust_option
 from gaincal.errors import RequestError
 
 
@@ -42,11 +42,10 @@ def darks(
 
     The stage of a frame is the one that was forced, where the files say so, else the one of most of its words.
     """
-    from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
     from gaincal.verbs.darks import darks as run
 
-    limits = {name: parse_number(name, text) for name, text in pairs(thresholds, "--threshold").items()}
+    limits = parse_numbers(thresholds, "--threshold")
     with progress("darks", "frames") as advance:
         done = run(
             runs,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from gaincal.cli.common import json_option, print_json, trust_option
+from gaincal.cli.common import calibration_option, json_option, print_json, trust_option
 
 
 @click.group()
@@ -31,7 +31,7 @@ def formula_list(as_json: bool) -> None:
 
 @formula.command("show")
 @click.argument("name_or_file")
-@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@calibration_option
 @trust_option
 def formula_show(name_or_file: str, calibration: str | None, trust: tuple[str, ...]) -> None:
     """The text of a formula of the catalogue, of a profile, of a TOML file, or of a NeXus file."""

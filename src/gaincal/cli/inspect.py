@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from gaincal.cli.common import json_option, print_json, print_lines, trust_option
+from gaincal.cli.common import calibration_option, json_option, print_json, print_lines, trust_option
 from gaincal.errors import one_line
 
 FINDINGS_EXIT = 8
@@ -17,7 +17,7 @@ FINDINGS_EXIT = 8
 
 @click.command()
 @click.argument("file")
-@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@calibration_option
 @trust_option
 @json_option
 def info(file: str, calibration: str | None, trust: tuple[str, ...], as_json: bool) -> None:

@@ -6,7 +6,16 @@ from dataclasses import asdict
 
 import click
 
-from gaincal.cli.common import frames_of, json_option, pairs, print_json, print_notes, trust_option
+from gaincal.cli.common import (
+    calibration_option,
+    frames_of,
+    json_option,
+    parse_numbers,
+    print_json,
+    print_notes,
+    settings_option,
+    trust_option,
+)
 
 
 @click.command()
@@ -14,8 +23,8 @@ from gaincal.cli.common import frames_of, json_option, pairs, print_json, print_
 @click.option("-o", "target", metavar="FILE.nxs", help="Write factors and refined gains, as constants.")
 @click.option("--frames", default="all", callback=frames_of, metavar="N|all", help="Look at N frames; default: all.")
 @click.option("--per-module", is_flag=True, help="One factor per module; none of pixels of their own.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
-@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
+@settings_option
+@calibration_option
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 @trust_option
 @json_option
@@ -31,7 +40,6 @@ def refine(
     as_json: bool,
 ) -> None:
     """Find out from photon peaks how far the gains of MASTER are off, and how its pedestal drifts."""
-    from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
     from gaincal.verbs.refine import refine as run
 
@@ -41,7 +49,7 @@ def refine(
             target,
             frames=frames,
             per_pixel=not per_module,
-            inputs={name: parse_number(name, text) for name, text in pairs(settings, "--set").items()},
+            inputs=parse_numbers(settings, "--set"),
             calibration=calibration,
             overwrite=overwrite,
             trust=trust,

@@ -6,7 +6,17 @@ from dataclasses import asdict
 
 import click
 
-from gaincal.cli.common import frames_of, json_option, need, pairs, print_json, trust_option
+from gaincal.cli.common import (
+    calibration_option,
+    frames_of,
+    json_option,
+    need,
+    parse_numbers,
+    print_json,
+    reasons_option,
+    settings_option,
+    trust_option,
+)
 from gaincal.errors import one_line
 
 
@@ -17,9 +27,9 @@ from gaincal.errors import one_line
 @click.option(
     "--frames", default="200", callback=frames_of, metavar="N|all", help="Look at N frames, evenly spread; 200."
 )
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Replace an input: photon_energy=12.4.")
-@click.option("--calibration", metavar="NAME", help="Which calibration, where the file has several.")
-@click.option("--reasons", metavar="NAME,NAME", help="Only these flags and mask reasons make a pixel bad.")
+@settings_option
+@calibration_option
+@reasons_option
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @trust_option
 @json_option
@@ -30,13 +40,12 @@ def report(
     frames: int | None,
     settings: tuple[str, ...],
     calibration: str | None,
-    reasons: str | None,
+    reasons: list[str] | None,
     overwrite: bool,
     trust: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say how good a run is, or a file of constants, on one page: verdict, peaks, stages, bad pixels, maps."""
-    from gaincal.nexus.write import parse_number
     from gaincal.progress import progress
 
     need("matplotlib", "report")
@@ -49,9 +58,9 @@ def report(
             target,
             previous=previous,
             frames=frames,
-            inputs={name: parse_number(name, text) for name, text in pairs(settings, "--set").items()},
+            inputs=parse_numbers(settings, "--set"),
             calibration=calibration,
-            reasons=None if reasons is None else [name for name in reasons.split(",") if name],
+            reasons=reasons,
             overwrite=overwrite,
             trust=trust,
             progress=advance,
