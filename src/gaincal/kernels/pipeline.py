@@ -212,28 +212,9 @@ def _streaming(
     kernel = blocks.compiled(program, runs[0], reasons is not None, streaming, counting)
     stream = make_stream(np.dtype(program.dtype).itemsize, target is None, counting)
     packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
-    shared = {
-        "blocks": np.stack([a.blocks for a in packed.values()]) if packed else np.zeros((0, 0, 0, 2), np.int64),
-        "absent": np.zeros((0, 0), bool) if missing is None else missing.reshape(frames, pixels),
-        "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
-        "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(0, np.uint32),
-        "held": reasons.held if isinstance(reasons, Tally) else np.zeros(0, np.uint8),
-    }
     known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
-    ranges = _split(runs, frames, threads)
-    room = 0
-    if target is None:
-        room = compressed_room(max(last - first for _, first, last in ranges) * BLOCK, value.dtype.itemsize)
-    pieces, lengths = empty_aligned((len(ranges), frames, room), np.uint8), np.zeros((len(ranges), frames), np.int64)
-    names = [n for n in runs[0].given if n in runs[0].by_row]
-    shared |= {
-        "packed": np.array([names.index(n) for n in packed], np.int64),
-        "ranges": np.array(ranges, np.int64),
-        "counter": np.zeros(1, np.int64),
-        "pieces": pieces,
-        "lengths": lengths,
-    }
-    workers = [_worker(runs, known, target, results) for _ in range(min(threads, len(ranges)))]
+    shared = _shared(program, runs[0], packed, results, missing, _split(runs, frames, threads))
+    workers = [_worker(runs, known, target, results) for _ in range(min(threads, len(shared["ranges"])))]
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, target is None) for worker in workers]
     with running([*jobs, *beside], threads):
         yield
@@ -245,7 +226,7 @@ def _streaming(
         reasons.counts += sum(worker.counts for worker in workers)
         reasons.missing_frames += int(np.count_nonzero(sum(worker.lacking for worker in workers) == pixels))
     if isinstance(value, Chunks):
-        value.take(pieces if target is None else pieces[:0], lengths, fletcher32)
+        value.take(shared["pieces"], shared["lengths"], fletcher32)
 
 
 def _split(runs: Sequence[Run], frames: int, threads: int) -> list[tuple[int, int, int]]:
@@ -258,6 +239,34 @@ def _split(runs: Sequence[Run], frames: int, threads: int) -> list[tuple[int, in
         edges = [first + (last - first) * k // count for k in range(count + 1)]
         ranges += [(number, *edge) for edge in pairwise(edges)]
     return ranges
+
+
+def _shared(
+    program: Program,
+    run: Run,
+    packed: Mapping[str, Packed],
+    results: Results,
+    missing: Missing,
+    ranges: Sequence[tuple[int, int, int]],
+) -> dict[str, Array]:
+    """What all threads use, by the names that `gaincal.kernels.stream.make_stream` has for it."""
+    (frames, pixels), value, reasons = results.shape, results.value, results.flags
+    names, room = [n for n in run.given if n in run.by_row], 0
+    if isinstance(value, Chunks) and value.compressed:
+        room = compressed_room(max(last - first for _, first, last in ranges) * BLOCK, value.dtype.itemsize)
+    count = len(ranges) if room else 0
+    return {
+        "packed": np.array([names.index(n) for n in packed], np.int64),
+        "blocks": np.stack([a.blocks for a in packed.values()]) if packed else np.zeros((0, 0, 0, 2), np.int64),
+        "absent": np.zeros((0, 0), bool) if missing is None else missing.reshape(frames, pixels),
+        "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
+        "ranges": np.array(ranges, np.int64),
+        "counter": np.zeros(1, np.int64),
+        "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(0, np.uint32),
+        "held": reasons.held if isinstance(reasons, Tally) else np.zeros(0, np.uint8),
+        "pieces": empty_aligned((count, frames, room), np.uint8),
+        "lengths": np.zeros((count, frames), np.int64),
+    }
 
 
 def _worker(runs: Sequence[Run], known: Sequence[Array], target: Array | None, results: Results) -> _Worker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,8 +81,7 @@ class Chunks:
 
     def __init__(self, frames: int, pixels: int, dtype: np.dtype[Any], compressed: bool) -> None:
         self.frames, self.pixels, self.dtype, self.compressed = frames, pixels, dtype, compressed
-        self._parts: list[list[Array]] = []
-        self._pieces: list[tuple[Array, list[int]]] = []
+        self._pieces: list[tuple[Sequence[Array], list[int]]] = []
         self._checksum: Any = fletcher32
         self.values: Array | None = None
         if not compressed:
@@ -96,12 +95,13 @@ class Chunks:
         if self.values is not None:
             self.values[...] = values
             return
-        self._parts = [[_compressed(np.ascontiguousarray(frame))] for frame in values]
+        blocks = [_compressed(np.ascontiguousarray(frame)) for frame in values]
+        self._pieces = [(blocks, [b.size for b in blocks])]
 
     def take(self, pieces: Array, lengths: Array, checksum: Any) -> None:
         """Take blocks that are compressed already, in order: bytes (range, frame, room) and lengths (range, frame)."""
         self._checksum = checksum
-        self._pieces = list(zip(pieces, lengths.tolist(), strict=False))
+        self._pieces = list(zip(pieces, lengths.tolist(), strict=True))
 
     def stored(self) -> Iterator[Array]:
         """The chunks, bytes of frame after frame."""
@@ -111,7 +111,7 @@ class Chunks:
             return
         header = _header(self.pixels * self.dtype.itemsize, self.dtype.itemsize)
         for k in range(self.frames):
-            parts = [piece[k, : own[k]] for piece, own in self._pieces] or self._parts[k]
+            parts = [piece[k][: own[k]] for piece, own in self._pieces]
             chunk = empty_aligned((HEADER_BYTES + sum(p.size for p in parts) + CHECKSUM_BYTES,), np.uint8)
             np.concatenate([header, *parts], out=chunk[:-CHECKSUM_BYTES])
             yield self._sealed(chunk)
