@@ -269,3 +269,42 @@ def test_a_disk_that_fails_is_an_error_that_names_the_chunk(tmp_path: Path, monk
     monkeypatch.setattr(os, "preadv", fail)
     with pytest.raises(FileError, match=r"chunk \(0, 0, 0\).*Input/output error"):
         read(tmp_path, everything, "x")
+
+
+class Counting:
+    """A dataset of an HDF5 whose list of chunks counts chunks where it should count elements, or breaks off."""
+
+    def __init__(self, dataset: h5py.Dataset, chunks: tuple[int, ...], breaks: bool) -> None:
+        self.id, self._id, self._chunks, self._breaks = self, dataset.id, chunks, breaks
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._id, name)
+
+    def chunk_iter(self, note: Callable[[Any], None]) -> None:
+        def counted(info: Any) -> None:
+            note(
+                info._replace(chunk_offset=tuple(o // c for o, c in zip(info.chunk_offset, self._chunks, strict=True)))
+            )
+
+        if self._breaks:
+            raise RuntimeError("the index is damaged")
+        self._id.chunk_iter(counted)
+
+
+@pytest.mark.skipif(not hasattr(h5py.h5d.DatasetID, "chunk_iter"), reason="this h5py lists no chunks")
+@pytest.mark.parametrize("listed", ["well", "counted", "broken off"])
+def test_many_chunks_lie_where_each_of_them_does(listed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gaincal.nexus.dataset.ASKED_ONE_BY_ONE", 5)
+    with h5py.File(tmp_path / "master.h5", "w") as file:
+        dataset = file.create_dataset("x", (40, 4), np.uint16, chunks=(2, 4))
+        for k in range(0, 40, 6):
+            dataset[k : k + 4] = k  # every third chunk is never written
+    with Resolver(tmp_path / "master.h5") as resolver:
+        source = PlainDataset(resolver.get("x"))
+        if listed != "well":
+            source.dataset = Counting(source.dataset, source.chunks, listed == "broken off")
+        offsets = [(k, 0) for k in range(0, 40, 2)]
+        infos = [resolver.get("x").dataset.id.get_chunk_info_by_coord(offset) for offset in offsets]
+        found = [source.lies(offset)[1:] for offset in offsets]
+        assert found == [(i.byte_offset or 0, i.size if i.byte_offset else 0) for i in infos]
+        assert [size > 0 for _, size in found].count(True) == 14

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -367,7 +368,8 @@ class PlainDataset:
         """What HDF5 knows of a chunk; asked for many, it is asked for all of them at once."""
         if len(self._places) == ASKED_ONE_BY_ONE and hasattr(self.dataset.id, "chunk_iter"):
             infos: dict[tuple[int, ...], Any] = {}
-            self.dataset.id.chunk_iter(lambda info: infos.__setitem__(info.chunk_offset, info))
+            with suppress(OSError, RuntimeError):  # what is damaged is met where it is asked for
+                self.dataset.id.chunk_iter(lambda info: infos.__setitem__(info.chunk_offset, info))
             places = {place: infos[place].byte_offset if place in infos else 0 for place in self._places}
             if all(places[place] == known for place, (known, _) in self._places.items()):
                 self._infos = infos  # some HDF5 counts chunks in place of elements
