@@ -126,6 +126,7 @@ def test_the_verdict_is_the_worst() -> None:
 def test_the_worst_is_named_only_among_several() -> None:
     assert worst({"a": 1.0, "b": 2.0, "c": None}) == (2.0, "b")
     assert worst({"a": 1.0}) == (1.0, "")
+    assert worst({"a": 0.0, "b": 0.0}) == (0.0, "")
     assert worst({"a": None, "b": float("nan")}) == (None, "")
 
 

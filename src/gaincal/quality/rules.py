@@ -51,13 +51,13 @@ class Rule:
     @property
     def shown(self) -> tuple[str, str, str]:
         """Value and limits as people read them."""
-        return self._shown(self.value), self._shown(self.doubtful), self._shown(self.bad)
+        return self._shown(self.value), self._shown(self.doubtful), self._shown(self.bad, endless="never")
 
-    def _shown(self, value: float | None) -> str:
+    def _shown(self, value: float | None, endless: str = "beyond all") -> str:
         if value is None or math.isnan(value):
             return "-"
         if math.isinf(value):
-            return "beyond all"
+            return endless
         return f"{100 * value:.3g} %" if self.units == "%" else f"{value:.3g} {self.units}".strip()
 
     @property
@@ -104,12 +104,12 @@ def oddness(values: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def worst(values: dict[str, float | None]) -> tuple[float | None, str]:
-    """The highest of the values that there are, and whose it is; no name if there is only one."""
+    """The highest of the values that there are, and whose it is; no name if there is one alone, or none above 0."""
     found = {name: value for name, value in values.items() if value is not None and not math.isnan(value)}
     if not found:
         return None, ""
     name = max(found, key=lambda n: found[n])
-    return found[name], name if len(values) > 1 else ""
+    return found[name], name if len(values) > 1 and found[name] > 0 else ""
 
 
 def near(value: float, scale: float | None) -> str:

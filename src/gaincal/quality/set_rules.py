@@ -58,9 +58,7 @@ def judge_set(found: ConstantsSet, lacking: Sequence[int], previous: Sequence[Pl
         ),
         Rule("bad-pixels", "bad pixels", share, *BAD_PIXELS, "%", where, "" if share is not None else "no pixel mask"),
         Rule("odd-noise", "noise of a module against the others (factor)", noise, *ODD_NOISE, "x", noisy, _why(noise)),
-        Rule(
-            "pedestal-error", "statistical error of a pedestal, median", error, *FEW, "noise", few, "take more frames"
-        ),
+        Rule("pedestal-error", "statistical error of a pedestal, median", error, *FEW, "noise", few, _more(error)),
         Rule(
             "pedestal-moved",
             "pedestal moved since the previous set, median",
@@ -75,6 +73,10 @@ def judge_set(found: ConstantsSet, lacking: Sequence[int], previous: Sequence[Pl
 
 def _why(noise: float | None) -> str:
     return "one module alone" if noise is None else ""
+
+
+def _more(error: float | None) -> str:
+    return "most of its pixels have no dark words" if error == math.inf else "take more frames"
 
 
 def set_parts(found: ConstantsSet) -> tuple[Part, ...]:
