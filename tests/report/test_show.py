@@ -29,6 +29,8 @@ from gaincal.verbs.embed import embed
 
 Array = npt.NDArray[Any]
 PITCH = 1e-4
+AXES = ((-PITCH, 0.0, 0.0), (0.0, -PITCH, 0.0))
+"""Of a panel: columns to the right as the sample sees it, rows down."""
 
 
 def two_panels(tilt: float = 0.0) -> Geometry:
@@ -77,6 +79,55 @@ def test_large_detectors_show_the_highest_of_several_pixels() -> None:
     assert canvas.step > 1
     assert np.nanmax(canvas.image(values)) == 5
     assert 0 < np.nanmax(canvas.image(values, mean_of)) < 5
+
+
+def test_gaps_narrower_than_a_point_do_not_look_like_broken_columns() -> None:
+    """Eight ASICs in a row, 2 pixels apart, in a picture whose points are 8 pixels wide: no point is a gap."""
+    size, gap = 256, 2
+    panels = [
+        Panel(str(k), k, 0, 0, size, size, (PITCH * (4 * size - k * (size + gap)), 0.01, 0), *AXES, 1 / PITCH)
+        for k in range(8)
+    ]
+    canvas = Laboratory(Geometry(tuple(panels), 0.1), edge=size)
+    assert canvas.step == 8
+    image = canvas.image(np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None], (8, size, size)))
+    middle = image[image.shape[0] // 2]
+    first, last = np.flatnonzero(np.isfinite(middle))[[0, -1]]
+    counts = np.unique(middle[first : last + 1], return_counts=True)[1]
+    assert counts == pytest.approx([1e3 * PITCH * size / canvas.point] * 8, abs=2)
+
+
+def test_a_rim_covers_no_other_panel_and_no_wide_gap() -> None:
+    """A point shows the panel that its middle is on, whatever value is there."""
+    size, gap = 64, 24
+    places = [0, size, 2 * size + gap]
+    panels = [
+        Panel(str(k), k, 0, 0, size, size, (-PITCH * at, 0.01, 0), *AXES, 1 / PITCH) for k, at in enumerate(places)
+    ]
+    geometry = Geometry(tuple(panels), 0.1)
+    canvas = Laboratory(geometry, edge=(3 * size + gap) // 8)
+    assert canvas.step > 4
+    values = np.ones((3, size, size), np.float32)
+    values[1] = np.nan
+    image = canvas.image(values)
+    x = canvas.x / 1e3 / PITCH
+    empty = np.isnan(image[image.shape[0] // 2])
+    assert empty[(-x > size) & (-x < 2 * size)].all()
+    assert empty[(-x > 2 * size + 0.5 * canvas.step + 1) & (-x < places[2] - 0.5 * canvas.step - 1)].all()
+    assert not empty[(-x > 0) & (-x < size) | (-x > places[2]) & (-x < places[2] + size)].any()
+
+
+def test_labels_of_rings_have_room() -> None:
+    """Also of those that only cross the corners of the picture."""
+    size = 200
+    corner = (PITCH * size / 2, PITCH * size / 2, 0.0)
+    canvas = Laboratory(Geometry((Panel("a", 0, 0, 0, size, size, corner, *AXES, 1 / PITCH),), 0.02))
+    angles = canvas.two_theta()
+    left, right, bottom, top = canvas.extent
+    for angle, _ in rings(angles, None):
+        x, y = canvas.label_place(angles, angle)
+        assert math.atan2(math.hypot(x, y), 20) == pytest.approx(angle, abs=0.02)
+        assert min(left - x, x - right, y - bottom, top - y) > 0.055 * (left - right)
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.4])

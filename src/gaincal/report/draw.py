@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from gaincal.quality.look import Look
@@ -33,6 +34,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
+    "axes.formatter.useoffset": False,  # a pedestal is 4000.1, and not 0.1 with 4e3 somewhere else
     "text.parse_math": False,  # names come from files
 }
 SPREAD_BELOW = 0.004
@@ -147,7 +149,8 @@ def draw_beam(axes: Any, canvas: Canvas, energy: float | None) -> None:
     for angle, text in rings(angles, energy):
         lines = axes.contour(canvas.x, canvas.y, angles, [angle], colors=[colour], linewidths=0.9, linestyles="dashed")
         place = canvas.label_place(angles, angle)
-        axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8, manual=[place])
+        for label in axes.clabel(lines, fmt={lines.levels[0]: text}, fontsize=8, manual=[place]):
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
     right, top = canvas.extent[1], canvas.extent[3]
     if right <= 0 <= canvas.extent[0] and canvas.extent[2] <= 0 <= top:
         axes.plot([0], [0], "+", color=colour, markersize=14, markeredgewidth=1.6)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,15 @@ RINGS = 4
 
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """Where a panel appears: a box of the picture, which of its points are on the panel, and their pixels."""
+    """Where a panel appears: a box of the picture, which of its points show the panel, and their pixels.
+
+    Of the points that it shows, those at the rim have their middle beside the panel.
+    """
 
     panel: Panel
     box: tuple[slice, slice]
-    inside: Array
+    shows: Array
+    rim: Array
     row: Array
     column: Array
 
@@ -72,23 +76,25 @@ class Laboratory:
         )
         self.x = self.extent[0] - (np.arange(columns) + 0.5) * self.point
         self.y = self.extent[3] - (np.arange(rows) + 0.5) * self.point
-        self._placed = [found for p in geometry.panels if (found := self._place(p)) is not None]
+        self._reach = 0.5 * self.point / pitch if self.step > 1 else 0.0
+        self._placed = self._shared([found for p in geometry.panels if (found := self._place(p)) is not None])
 
     def image(self, values: Array, reduce: Callable[..., Any] = np.fmax.reduce) -> Array:
         """A picture (row, column) of pixels, binned; NaN where there is no panel."""
         whole = np.full(self.shape, np.nan, np.float32)
         for placed in self._placed:
             squares = binned(values[placed.panel.index].astype(np.float32, copy=False), self.step, reduce)
-            part = whole[placed.box]
-            part[placed.inside] = squares[placed.row // self.step, placed.column // self.step]
+            pixels = placed.row[placed.shows] // self.step, placed.column[placed.shows] // self.step
+            whole[placed.box][placed.shows] = squares[pixels]
         return whole
 
     def label_place(self, two_theta: Array, angle: float) -> tuple[float, float]:
-        """The point of a ring that is nearest to the middle of the picture, in mm."""
+        """The point of a ring that is farthest from the edges of the picture, where a label fits; in mm."""
         x, y = np.meshgrid(self.x, self.y)
-        far = np.hypot(x - self.x.mean(), y - self.y.mean()) / self.point
+        rows, columns = np.indices(self.shape)
+        room = np.minimum(np.minimum(rows, rows[::-1]), np.minimum(columns, columns[:, ::-1]))
         off = np.abs(two_theta - angle) / np.abs(np.gradient(two_theta, axis=0) + 1j * np.gradient(two_theta, axis=1))
-        place = np.unravel_index(np.argmin(np.where(off < 1, far, np.inf)), off.shape)
+        place = np.unravel_index(np.argmax(np.where(off < 1, room, -1)), off.shape)
         return float(x[place]), float(y[place])
 
     def outlines(self) -> Array:
@@ -118,8 +124,20 @@ class Laboratory:
         x, y = np.meshgrid(self.x[box[1]], self.y[box[0]])
         offset = np.stack([x - MM * panel.corner[0], y - MM * panel.corner[1]])
         column, row = np.einsum("ij,jyx->iyx", np.linalg.inv(matrix), offset)
-        inside = (column >= 0) & (column < panel.columns) & (row >= 0) & (row < panel.rows)
-        return _Placed(panel, box, inside, row[inside].astype(np.intp), column[inside].astype(np.intp))
+        beyond = np.maximum(np.maximum(-column, column - panel.columns), np.maximum(-row, row - panel.rows))
+        row, column = (np.clip(at, 0, n - 1).astype(np.intp) for at, n in ((row, panel.rows), (column, panel.columns)))
+        return _Placed(panel, box, beyond <= self._reach, beyond > 0, row, column)
+
+    def _shared(self, placed: Sequence[_Placed]) -> list[_Placed]:
+        """Every point shows one panel: the one that its middle is on, else one whose rim it is.
+
+        Without the rims, gaps much narrower than a point would be seen here and not there, and look like broken rows.
+        """
+        owner = np.full(self.shape, -1)
+        for at_rim in (True, False):
+            for k, found in enumerate(placed):
+                owner[found.box][found.shows & (found.rim == at_rim)] = k
+        return [replace(found, shows=owner[found.box] == k) for k, found in enumerate(placed)]
 
 
 def faces_the_beam(geometry: Geometry) -> bool:
