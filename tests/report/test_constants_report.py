@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
+from matplotlib.figure import Figure
+
 from gaincal.errors import FileError
 from gaincal.nexus.atomic import atomic_output
 from gaincal.nexus.constantsfile import ConstantsSet, ConstantsWriter, read_constants
-from gaincal.quality.cells import cells_of_set
-from gaincal.quality.planes import planes_of_set
+from gaincal.quality.cells import Cells, cells_of_set
+from gaincal.quality.planes import Plane, planes_of_set
 from gaincal.quality.rules import BAD, DOUBTFUL, GOOD, NOT_JUDGED, Rule
 from gaincal.quality.set_rules import judge_set, reason_counts, six_numbers_of_set
+from gaincal.report import draw, figures
+from gaincal.report.canvas import Stored
 from gaincal.report.command import report
 from gaincal.report.of_constants import stages_lacking
 from gaincal.simulate import make_module
@@ -130,6 +135,76 @@ def test_the_page_says_so(sets: dict[str, Path], tmp_path: Path) -> None:
     for title in ("Bad pixels", "pedestal, stage 2", "pedestal, stage 2: change", "noise, stage 0: change"):
         assert f"<b>{title}.</b>" in content
     assert "http:" not in content
+
+
+def test_a_module_without_dark_words_is_told_as_such(tmp_path: Path) -> None:
+    with atomic_output(tmp_path / "c.nxs") as written:
+        writer = ConstantsWriter(written.file, (2, *SHAPE))
+        for name, value, absent in (("pedestal", 3000.0, np.nan), ("counts", 100, 0)):
+            writer.create(name, np.float32 if name == "pedestal" else np.uint32, "ADU", {"stage": ()})
+            writer.put(name, (0,), np.stack([np.full(SHAPE, value), np.full(SHAPE, absent)]))
+        writer.finish(np.zeros((2, *SHAPE), np.uint32), {}, {}, {})
+    rule = judged(tmp_path / "c.nxs")[1]["pedestal-error"]
+    assert (rule.state, rule.remark) == (BAD, "module 1, stage 0: most of its pixels have no dark words")
+
+
+# --- what is drawn --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that were drawn."""
+    found: list[Figure] = []
+    original = draw.png
+
+    def png(figure: Figure, **options: Any) -> bytes:
+        content = original(figure, **options)
+        found.append(figure)
+        return content
+
+    monkeypatch.setattr(draw, "png", png)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("middle", "spread"),
+    [(14100, 167), (13584, 153), (14500, 40), (14100, 1.3), (-0.1156, 0.0021), (-1.45, 0.033), (4000, 2.5), (3000, 0)],
+)
+def test_numbers_at_the_axes_of_a_map_do_not_run_into_each_other(
+    drawn: list[Figure], middle: float, spread: float
+) -> None:
+    values = np.random.default_rng(0).normal(middle, spread, (128, 256))
+    figures.of_plane(Plane("pedestal", "ADU", 0, values), Stored(values.shape))
+    for axes in drawn[0].axes:
+        boxes = [t.get_window_extent() for t in axes.get_xticklabels() if inside(t, axes.get_xlim())]
+        assert len(boxes) > 0
+        assert all(b.x0 - a.x1 > 2 for a, b in pairwise(boxes))
+        assert all(box.x0 >= 0 and box.x1 <= drawn[0].bbox.x1 for box in boxes)
+
+
+def inside(label: Any, limits: tuple[float, float]) -> bool:
+    """Whether a label of an axis is drawn."""
+    return bool(label.get_text()) and min(limits) <= label.get_position()[0] <= max(limits)
+
+
+def test_a_map_says_how_many_pixels_have_no_value(drawn: list[Figure]) -> None:
+    values = np.random.default_rng(0).normal(1, 0.1, (10, 20))
+    canvas = Stored(values.shape)
+    assert "without a value" not in figures.of_plane(Plane("gain", "ADU/keV", 1, values), canvas).caption
+    values[:, :15] = np.nan
+    plane = Plane("gain", "ADU/keV", 1, values)
+    assert figures.of_plane(plane, canvas).caption.endswith(", 75.00 % without a value.")
+    assert figures.of_difference(plane, plane, canvas).caption.endswith(", 75.00 % without a value.")
+    assert len(drawn) == 3
+
+
+def test_lines_of_cells_have_whole_cells_and_whole_numbers(drawn: list[Figure]) -> None:
+    medians = 4000 + np.array([[0, 0.1, 0, 0.05]])
+    figures.of_cells(Cells("offset", "ADU", 0, (0, 1, 2, 3), medians))
+    axes = drawn[0].axes[0]
+    assert all("." not in t.get_text() for t in axes.get_xticklabels())
+    assert all(t.get_text().startswith(("4000", "3999")) for t in axes.get_yticklabels())
+    assert axes.yaxis.get_offset_text().get_text() == ""
 
 
 def test_a_set_that_was_changed_is_refused(sets: dict[str, Path], tmp_path: Path) -> None:

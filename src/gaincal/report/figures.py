@@ -273,7 +273,7 @@ def of_plane(plane: Plane, canvas: Canvas) -> Picture:
     finite = plane.values[np.isfinite(plane.values)]
     middle = f"median {np.median(finite):.5g} {plane.units}" if finite.size else "no value"
     spread = f", spread {ROBUST * np.median(np.abs(finite - np.median(finite))):.3g}" if finite.size else ""
-    caption = f"{middle}{spread}; {percent(outside)} outside the scale."
+    caption = f"{middle}{spread}; {_left_out(plane.values, outside)}."
     return _map_and_histogram(plane, canvas, (low, high), "viridis", caption, plane.title)
 
 
@@ -283,8 +283,9 @@ def of_cells(found: Cells) -> Picture:
 
     def fill(axes: Any) -> None:
         for line in found.medians:
-            axes.plot(found.cells, line, color=draw.LINE, linewidth=0.8, alpha=max(0.25, 1 / len(found.medians)))
+            axes.plot(found.cells, line, color=draw.LINE, linewidth=0.8, alpha=max(0.5, 1 / len(found.medians)))
         axes.set_xlabel("memory cell")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(f"{found.name}, {found.units}")
         axes.margins(x=0.01)
 
@@ -301,8 +302,14 @@ def of_difference(plane: Plane, previous: Plane, canvas: Canvas) -> Picture:
     low, high, outside = robust_limits(values)
     most = max(abs(low), abs(high))
     middle = f"median change {np.median(finite):.4g} {plane.units}" if finite.size else "nothing to compare"
-    caption = f"{middle}; {percent(outside)} outside the scale."
+    caption = f"{middle}; {_left_out(values, outside)}."
     return _map_and_histogram(change, canvas, (-most, most), "RdBu_r", caption, f"{plane.title}: change")
+
+
+def _left_out(values: Array, outside: float) -> str:
+    """What a map does not show: pixels beyond its scale, and those without a value, if there are any."""
+    void = float(np.mean(~np.isfinite(values)))
+    return f"{percent(outside)} outside the scale" + (f", {percent(void)} without a value" if void else "")
 
 
 def robust_limits(values: Array) -> tuple[float, float, float]:
@@ -323,7 +330,7 @@ def _map_and_histogram(
 ) -> Picture:
     with draw.style():
         drawn = draw.figure(WIDTH, min(HEIGHT, max(2.4, _height(canvas))) - 0.5)
-        left, right = drawn.subplots(1, 2, width_ratios=(2.1, 1))
+        left, right = drawn.subplots(1, 2, width_ratios=(1.8, 1))
         _map(plane, canvas, limits, colours)(left)
         finite = plane.values[np.isfinite(plane.values)].astype(np.float64)
         right.hist(np.clip(finite, *limits), bins=100, range=limits, color=draw.LINE)
@@ -331,7 +338,8 @@ def _map_and_histogram(
         draw.plain_powers(right.yaxis)
         right.set_xlabel(plane.units)
         right.set_ylabel("pixels")
-        right.locator_params(axis="x", nbins=4)
+        right.locator_params(axis="x", nbins=2)  # three numbers of five digits do not run into each other
+        right.tick_params(axis="x", labelsize=8)
         return Picture(title, caption, draw.png(drawn, colours=COLOURS))
 
 
