@@ -51,6 +51,12 @@ BROKEN: dict[str, tuple[dict[str, Any], str, float, float]] = {
     "codes": ({"spoil": lambda w, r: np.where(r.random(w.shape) < 0.5, 0x8000 | w & 0x3FFF, w)}, "no-stage", 0.5, 0.02),
     "values": ({"spoil": lambda w, r: np.where(r.random(w.shape) < 0.2, 0x3FFF, w)}, "without-value", 0.2, 0.02),
     "pedestal": ({"spoil": lambda w, _: w + np.uint16(100)}, "zero-off", 100 / 41 / PHOTON_ENERGY, 0.005),
+    "chips": (  # a third of the module; its zero-photon peak is at 0
+        {"spoil": lambda w, _: np.where(np.arange(SHAPE[0])[:, None] < SHAPE[0] // 3, w - np.uint16(100), w)},
+        "too-low",
+        0.5,
+        0.03,
+    ),
     "gain": ({"gain": 1.08}, "gain-off", 0.08, 0.004),
     "noise": ({"noise": 70.0}, "odd-noise", 70 / 15, 0.4),
     "silent": ({"noise": 0.01}, "odd-noise", np.inf, 0),  # no spread, so no peak that could be fitted
@@ -77,7 +83,7 @@ def test_a_broken_module_is_named_and_measured(tmp_path: Path, how: str) -> None
 def test_what_nobody_stated_is_not_judged(tmp_path: Path) -> None:
     _, peaks, rules = look(make_run(tmp_path, settings={}))
     judged = {name for name, rule in rules.items() if rule.state != NOT_JUDGED}
-    assert judged == {"words-missing", "without-value", "no-stage", "odd-noise"}
+    assert judged == {"words-missing", "without-value", "no-stage", "odd-noise", "too-low"}
     assert all("photon energy" in r.why for n, r in rules.items() if n not in judged)
     assert all(p.zero is not None and p.photon is None for p in peaks)
 

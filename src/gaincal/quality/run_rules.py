@@ -7,18 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from gaincal.quality.found import PartPeaks
+from gaincal.quality.peaks import Peak
 from gaincal.quality.rules import Number, Rule, near, oddness, percent, worst
 from gaincal.quality.statistics import NO_STAGE, Statistics
 
 MISSING = (0.01, 0.2)
 WITHOUT_VALUE = (0.02, 0.1)
 NO_CODE = (0.001, 0.01)
+TOO_LOW = (0.1, 0.2)
 OFF_ZERO = (0.05, 0.15)
 DRIFT = (0.05, 0.15)
 OFF_GAIN = (0.02, 0.05)
 NOISE = (0.2, 0.35)
 ODD_NOISE = (2.0, 4.0)
 """Limits above which a run is doubtful, and bad: shares, photons, and the last one a factor."""
+BELOW = 2.5
+"""Widths below the zero-photon peak where Gaussian noise has about 1 % of the values that are below its centre."""
 NO_PHOTON = "nobody stated the photon energy: --set photon_energy=KEV"
 NO_PEAK = "no such peak in the spectrum"
 
@@ -52,7 +56,7 @@ def _share(name: str, text: str, values: dict[str, float], limits: tuple[float, 
 
 def _rules_of_peaks(found: Statistics, peaks: Sequence[PartPeaks]) -> list[Rule]:
     photon = found.photon
-    rules = [_odd_noise(found, peaks)]
+    rules = [_odd_noise(found, peaks), _too_low(found, peaks)]
     if photon is None:
         lacking = (("zero-off", OFF_ZERO), ("drift", DRIFT), ("gain-off", OFF_GAIN), ("noise", NOISE))
         texts = ("zero-photon peak off zero", "drift of the zero-photon peak", "photon peak off its place", "noise")
@@ -95,6 +99,26 @@ def _odd_noise(found: Statistics, peaks: Sequence[PartPeaks]) -> Rule:
     factors |= {name: np.inf for name, width in widths.items() if width is None and there[name]}
     value, where = worst(factors)
     return Rule("odd-noise", text, value, *ODD_NOISE, "x", where, "no zero-photon peak" if value == np.inf else "")
+
+
+def _too_low(found: Statistics, peaks: Sequence[PartPeaks]) -> Rule:
+    """Whether there is more below the zero-photon peak than its noise: photons only add, so some pedestals are wrong.
+
+    The centre of the peak alone does not tell, where it is that of those pixels of a module that are right.
+    """
+    shares = {p.name: _share_too_low(found, k, p.zero) for k, p in enumerate(peaks)}
+    text = "values below the noise, of those below the zero-photon peak"
+    return _of_peak("too-low", text, shares, TOO_LOW, "%", "the pedestal of some pixels does not fit")
+
+
+def _share_too_low(found: Statistics, part: int, zero: Peak | None) -> float | None:
+    if zero is None:
+        return None
+    centres = (found.edges[1:] + found.edges[:-1]) / 2
+    counts = found.spectrum[:, part].sum(0)
+    low = int(counts[centres < zero.centre - BELOW * zero.width].sum() + found.outside[part, 0])
+    below = int(counts[centres < zero.centre].sum() + found.outside[part, 0])
+    return low / below if below else None
 
 
 def six_numbers(found: Statistics, peaks: Sequence[PartPeaks]) -> list[Number]:
