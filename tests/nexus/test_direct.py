@@ -125,10 +125,13 @@ def test_odd_chunks_are_left_to_others(words: npt.NDArray[np.uint16], tmp_path: 
         dataset = file.create_dataset("raw", (FRAMES, MODULES, *SLAB), np.uint16, chunks=(1, 1, *SLAB))
         dataset[...] = words
         dataset.id.write_direct_chunk((3, 0, 0, 0), b"short")
+        said = dataset.id.get_chunk_info_by_coord((3, 0, 0, 0)).size
     resolver = Resolver(tmp_path / "short.h5")
     direct = find_direct(Words(resolver, resolver.get("/raw")))
     assert direct is not None
-    assert direct.unread(0, FRAMES) is None
+    # HDF5 1.10 takes every chunk without filters to be as long as it should be.
+    assert (direct.unread(0, FRAMES) is None) == (said == len(b"short"))
+    assert said == len(b"short") or h5py.version.hdf5_version_tuple < (1, 12)
 
 
 def test_pieces_that_overlap_are_left_to_others(words: npt.NDArray[np.uint16], tmp_path: Path) -> None:
