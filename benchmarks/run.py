@@ -28,7 +28,7 @@ from gaincal.formulas import catalog
 ROUNDS = 9
 NUMPY_FRAMES = 8
 FAMILY_FRAMES = 64
-READ_FRAMES, APPLY_FRAMES, DARK_FRAMES = 100, 4000, 1600
+READ_FRAMES, APPLY_FRAMES, DARK_FRAMES = 100, 4000, 4000
 APPLY_FLOATS = 1000
 MEMORY_FRAMES, DARK_MODULES, MEMORY_DARKS = 10_000, 16, 200
 Found = dict[str, dict[str, float]]
@@ -129,7 +129,7 @@ def taking_darks() -> Found:
         for stored in dark_runs.FILTERS:
             run = dark_runs.build(Path(folder) / "dark.h5", DARK_FRAMES, stored)
             for threads in (1, 2):
-                times = take_turns(dark_runs.tasks(run, DARK_FRAMES, threads), 3, 1)
+                times = take_turns(dark_runs.tasks(run, DARK_FRAMES, threads), 7, 1)
                 names = ("h5py raw", "decoded")
                 found[f"{stored}, {threads} threads"] = {f"over {n}": speed_ratio(times, "darks", n) for n in names}
             run.unlink()
