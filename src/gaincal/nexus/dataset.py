@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -29,6 +27,7 @@ from gaincal.kernels.decode import (
 from gaincal.kernels.libraries import lz4_decoder, plugins
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.threads import run_all
+from gaincal.nexus.descriptor import Descriptor, find_descriptor
 from gaincal.nexus.trust import Place, reading
 
 Array = npt.NDArray[Any]
@@ -108,10 +107,10 @@ class PlainDataset:
         self.pipeline = Pipeline((), int(np.prod(self.chunks or (0,), dtype=object)) * itemsize, itemsize)
         self._places: dict[tuple[int, ...], tuple[int, int]] = {}
         self._infos: dict[tuple[int, ...], Any] = {}
-        self._file: _Descriptor | None = None
+        self._file: Descriptor | None = None
         if self.chunks is None:
             return
-        self._file = _descriptor(self.dataset)
+        self._file = find_descriptor(self.dataset)
         filters = (plist.get_filter(k) for k in range(plist.get_nfilters()))
         listed = tuple((int(f[0]), tuple(int(v) for v in f[2])) for f in filters)
         self.pipeline = Pipeline(listed, self.pipeline.chunk_bytes, itemsize)
@@ -376,33 +375,6 @@ class PlainDataset:
         if offset in self._infos:
             return self._infos[offset]
         return self.dataset.id.get_chunk_info_by_coord(offset)
-
-
-class _Descriptor:
-    """A file descriptor of our own, so that nobody else closes it while chunks are read."""
-
-    def __init__(self, file: h5py.File) -> None:
-        self.number = os.dup(file.id.get_vfd_handle())
-        weakref.finalize(self, os.close, self.number)
-
-    def read_into(self, array: Bytes, place: int) -> int:
-        """Read bytes from a place of the file; returns how many there were."""
-        done = 0
-        with array.data as view:
-            while done < len(view):
-                count = os.preadv(self.number, [view[done:]], place + done)
-                if count == 0:
-                    break
-                done += count
-        return done
-
-
-def _descriptor(dataset: h5py.Dataset) -> _Descriptor | None:
-    """Direct access to the file of a dataset; None where HDF5 alone knows where its bytes lie."""
-    file = dataset.file
-    if file.driver != "sec2" or file.userblock_size:
-        return None
-    return _Descriptor(file)
 
 
 def _slices(box: Box) -> tuple[slice, ...]:

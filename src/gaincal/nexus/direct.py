@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +13,7 @@ from gaincal.constants import SLAB_DIMS
 from gaincal.kernels.packed import WORD_BYTES
 from gaincal.kernels.unread import NOWHERE, Unread
 from gaincal.nexus.dataset import Box, PlainDataset, intersection
+from gaincal.nexus.descriptor import Descriptor, find_descriptor
 from gaincal.nexus.packing import Piece
 from gaincal.nexus.trust import reading
 from gaincal.nexus.words import Words
@@ -48,7 +47,7 @@ class Direct:
                     if place == _ODD:
                         return None
                     if place is not None:
-                        places[frame - first, module] = run.storage.descriptor, place
+                        places[frame - first, module] = run.storage.descriptor.number, place
         return Unread(places, math.prod(self.shape[1:]), self.runs, self._complaint(first))
 
     def _complaint(self, first: int) -> Callable[[int, int], None]:
@@ -86,7 +85,7 @@ class _Storage:
     """A dataset whose values lie in its file as they are, contiguous or in chunks, and our own way into that file."""
 
     source: PlainDataset
-    descriptor: int
+    descriptor: Descriptor
     blocks: Index
     """Shape of what lies together: a chunk, or the whole."""
     known: dict[Index, int | None] = field(default_factory=dict)
@@ -144,14 +143,13 @@ class _Run:
 
 def _find_storage(source: PlainDataset) -> _Storage | None:
     """How a dataset is stored; None if not as plain words in a file of the system."""
-    dataset, file = source.dataset, source.dataset.file
+    dataset = source.dataset
     contiguous = source.layout == h5py.h5d.CONTIGUOUS and dataset.external is None
     chunked = source.chunks is not None and not source.pipeline.filters
-    if source.dtype != np.dtype("<u2") or not (contiguous or chunked) or file.driver != "sec2" or file.userblock_size:
+    if source.dtype != np.dtype("<u2") or not (contiguous or chunked):
         return None
-    storage = _Storage(source, os.dup(file.id.get_vfd_handle()), source.chunks or dataset.shape)
-    weakref.finalize(storage, os.close, storage.descriptor)
-    return storage
+    descriptor = find_descriptor(dataset)
+    return None if descriptor is None else _Storage(source, descriptor, source.chunks or dataset.shape)
 
 
 def _find_run(piece: Piece, part: Box, slab: Index, storage: _Storage | None) -> _Run | None:
