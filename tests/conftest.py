@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gaincal.cli import main
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import pipeline
@@ -276,3 +278,39 @@ def spawned() -> Iterator[ProcessPoolExecutor]:
     """Another process, which shares nothing with this one."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         yield pool
+
+
+# --- the command line -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command ended with, and printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def gaincal(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process."""
+
+    def run(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments], prog_name="gaincal")
+        out, err = capfd.readouterr()
+        return Result(int(caught.value.code or 0), out, err)
+
+    return run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import re
@@ -12,16 +11,15 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import h5py
 import numpy as np
 import pytest
-from conftest import PHOTON_ENERGY, Run, build_run, make_constants, write_raw
+from conftest import PHOTON_ENERGY, Command, Run, build_run, make_constants, write_raw
 
 from gaincal import __version__, progress
 from gaincal.cli import main
@@ -30,37 +28,6 @@ from gaincal.formulas.formula import Formula
 
 HEAVY = ("numba", "llvmlite", "xarray", "dask", "matplotlib", "pandas", "scipy")
 MAIN = "from gaincal.cli import main; main(prog_name='gaincal')"
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out, parse_constant=_refuse)
-
-
-def _refuse(name: str) -> None:
-    raise AssertionError(f"{name} is not JSON")
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture
-def gaincal(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Result:
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments], prog_name="gaincal")
-        out, err = capfd.readouterr()
-        return Result(int(caught.value.code or 0), out, err)
-
-    return run
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from broken_runs import FRAMES, MODULES, ODD, SHAPE, make_run
-from conftest import build_run, make_constants, write_raw
+from conftest import Command, build_run, make_constants, write_raw
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from gaincal.cli import main
 from gaincal.report import command
 from gaincal.report.command import report
 from gaincal.verbs.embed import embed
@@ -188,41 +187,32 @@ REFUSED: dict[str, tuple[int, str]] = {
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_refusals_are_one_line_and_leave_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_refusals_are_one_line_and_leave_nothing(tmp_path: Path, gaincal: Command, command: str) -> None:
     run = build_run(tmp_path, (2, 8, 16))
     run.master.rename(tmp_path / "m.nxs")
     for name in ("there.html", "json.json"):
         (tmp_path / name).write_bytes(b"precious")
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
     code, words = REFUSED[command]
-    with pytest.raises(SystemExit) as caught:
-        main(command.format(d=tmp_path).split(), prog_name="gaincal")
-    shown = capsys.readouterr()
-    assert caught.value.code == code
+    shown = gaincal(*command.format(d=tmp_path).split())
+    assert shown.code == code
     assert words in shown.err
     assert len(shown.err.splitlines()) == 1
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_verdict(tmp_path: Path, gaincal: Command) -> None:
     run = build_run(tmp_path, (3, 8, 16))
-    arguments = ["report", str(run.master), "-o", str(tmp_path / "r.html")]
-    with pytest.raises(SystemExit) as caught:
-        main([*arguments, "--frames", "2"], prog_name="gaincal")
-    assert caught.value.code == 0
-    assert re.match(r".*r\.html: (good|doubtful|bad|not judged)\. ", capsys.readouterr().out)
-    with pytest.raises(SystemExit):
-        main([*arguments, "--frames", "all", "--overwrite", "--json"], prog_name="gaincal")
-    found = json.loads(capsys.readouterr().out)
+    arguments = ("report", run.master, "-o", tmp_path / "r.html")
+    shown = gaincal(*arguments, "--frames", "2")
+    assert shown.code == 0
+    assert re.match(r".*r\.html: (good|doubtful|bad|not judged)\. ", shown.out)
+    found = gaincal(*arguments, "--frames", "all", "--overwrite", "--json").json
     assert set(found) == {"path", "json_path", "verdict", "reason", "numbers", "frames"}
     assert found["frames"] == 3
     for wrong in ("0", "-1", "some"):
-        with pytest.raises(SystemExit) as caught:
-            main([*arguments, "--frames", wrong], prog_name="gaincal")
-        assert caught.value.code == 2
+        assert gaincal(*arguments, "--frames", wrong).code == 2
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import build_run, make_constants, make_words, write_raw
+from conftest import Command, build_run, make_constants, make_words, write_raw
 
 pytest.importorskip("matplotlib")
 
-from gaincal.cli import main
 from gaincal.errors import OutputError, RequestError
 from gaincal.geometry.panels import Geometry, Panel
 from gaincal.nexus.read import open_master
@@ -294,30 +292,24 @@ REFUSED: dict[str, tuple[int, str]] = {
 
 
 @pytest.mark.parametrize("command", REFUSED)
-def test_refusals_are_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_refusals_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gaincal: Command, command: str) -> None:
     for name in show_module.DISPLAYS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     flat(tmp_path)
     (tmp_path / "there.png").write_bytes(b"precious")
     code, words = REFUSED[command]
-    with pytest.raises(SystemExit) as caught:
-        main(command.format(d=tmp_path).split(), prog_name="gaincal")
-    shown = capsys.readouterr()
-    assert caught.value.code == code
+    shown = gaincal(*command.format(d=tmp_path).split())
+    assert shown.code == code
     assert words in shown.err
     assert len(shown.err.splitlines()) == 1
     assert not (tmp_path / "p.png").exists()
     assert (tmp_path / "there.png").read_bytes() == b"precious"
 
 
-def test_the_command_says_what_it_drew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_it_drew(tmp_path: Path, gaincal: Command) -> None:
     master = flat(tmp_path)
-    with pytest.raises(SystemExit):
-        main(["show", str(master), "-o", str(tmp_path / "p.png"), "--json"], prog_name="gaincal")
-    found = json.loads(capsys.readouterr().out)
+    found = gaincal("show", master, "-o", tmp_path / "p.png", "--json").json
     assert set(found) == {"path", "frame", "frames", "output", "units", "ids", "flags", "laboratory", "notes"}
 
 
