@@ -14,7 +14,6 @@ from measure import best_ratio
 from numba import njit
 
 from gaincal.formulas import catalog
-from gaincal.kernels import blocks
 from gaincal.kernels.memory import aligned, empty_aligned
 
 Array = npt.NDArray[Any]
@@ -34,15 +33,15 @@ def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     calibration = switched.calibration(frames)
     words = aligned(switched.words(case, frames), np.uint16)
     program = calibration.program("energy")
-    arrays = calibration.block(program, {"raw": words}, slice(None))
-    still = calibration.still(program)
+    prepared = calibration.prepared(program)
+    arrays = calibration.by_frame(program, {"raw": words}, slice(None))
     out = empty_aligned((frames, words[0].size), np.float32)
     flags = empty_aligned(out.shape, np.uint32)
     flat, flat_out = words.reshape(-1), out.reshape(-1)
     return {
         "copy": lambda: copy(flat, flat_out),
-        "kernel": lambda: blocks.evaluate(program, arrays, out, still=still),
-        "kernel and flags": lambda: blocks.evaluate(program, arrays, out, flags, still=still),
+        "kernel": lambda: prepared.evaluate(arrays, out),
+        "kernel and flags": lambda: prepared.evaluate(arrays, out, flags),
     }
 
 
@@ -100,12 +99,12 @@ def family_tasks(name: str, frames: int) -> dict[str, Callable[[], object]]:
     calibration, words = families.block(name, families.frames_of(name, frames))
     program = calibration.program()
     words = {n: aligned(w, w.dtype) for n, w in words.items()}
-    arrays = calibration.block(program, words, slice(None))
-    still, first = calibration.still(program), next(iter(words.values()))
+    prepared, first = calibration.prepared(program), next(iter(words.values()))
+    arrays = calibration.by_frame(program, words, slice(None))
     out = empty_aligned((len(first), first[0].size), np.dtype(program.dtype))
     return {
         "copy": lambda: copy(first.reshape(-1), out.reshape(-1)),
-        "kernel": lambda: blocks.evaluate(program, arrays, out, still=still),
+        "kernel": lambda: prepared.evaluate(arrays, out),
     }
 
 

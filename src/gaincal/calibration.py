@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -23,14 +24,16 @@ from gaincal.formulas.program import (
     program_for_step,
     testable_flags,
 )
-from gaincal.kernels.blocks import Still
+from gaincal.kernels.blocks import Prepared
 from gaincal.kernels.memory import aligned
 from gaincal.kernels.packed import Packed
 
 Array = npt.NDArray[Any]
 MAX_LABEL = 65_535
 MAX_WINDOWS = 16
-"""Windows whose conditions on maps alone are remembered."""
+"""Windows whose maps are remembered as the kernel takes them."""
+MAX_COPIED = 128 << 20
+"""Bytes of them that are copies: planes of a window seldom follow each other."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Calibration:
     defaulted: frozenset[str] = frozenset()
     large: Mapping[str, LargeConstant] = field(default_factory=dict)
     counted: frozenset[str] | None = None
-    _still: dict[object, Still] = field(default_factory=dict, init=False, repr=False)
+    _prepared: dict[object, Prepared] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def given(self) -> frozenset[str]:
@@ -165,6 +168,16 @@ class Calibration:
         dict of str to ndarray or Packed
             As `gaincal.kernels.pipeline.evaluate` takes them.
         """
+        maps = [i for i in program.given if i.name not in {*program.by_frame, *words, *self.large}]
+        return {
+            **self.by_frame(program, words, frames, window),
+            **{i.name: self._map(program, i, window) for i in maps},
+        }
+
+    def by_frame(
+        self, program: Program, words: Mapping[str, Array | Packed], frames: slice, window: tuple[slice, ...] = ()
+    ) -> dict[str, Any]:
+        """The part of `block` that is given for each frame."""
         count = len(range(*frames.indices(self.layout.frames)))
         arrays: dict[str, Any] = {}
         for item in program.given:
@@ -172,37 +185,54 @@ class Calibration:
             if isinstance(stored, Packed):
                 arrays[item.name] = stored
             elif stored is not None:
-                pixels = int(np.prod(stored.shape[1:]))
-                arrays[item.name] = stored.reshape(count, pixels).astype(item.dtype or program.compute, copy=False)
-            elif item.name not in self.large:
-                arrays[item.name] = self._part(program, item, frames, count, window)
+                dtype = item.dtype or program.compute
+                arrays[item.name] = stored.reshape(count, math.prod(stored.shape[1:])).astype(dtype, copy=False)
+            elif item.name in program.by_frame and item.name not in self.large:
+                arrays[item.name] = self._by_frame(program, item, frames, count, window)
         return arrays
 
-    def still(self, program: Program, window: tuple[slice, ...] = ()) -> Still:
-        """What is known of the maps of a window, whatever the frame; it grows while blocks are computed."""
+    def prepared(self, program: Program, window: tuple[slice, ...] = ()) -> Prepared:
+        """The maps of a window as the kernel takes them, whatever the frame; remembered while they take little room."""
         key = (program, tuple((s.start, s.stop) for s in window))
-        if len(self._still) >= MAX_WINDOWS and key not in self._still:
-            self._still.clear()
-        return self._still.setdefault(key, Still())
+        found = self._prepared.get(key)
+        if found is None:
+            maps = {i.name: self._map(program, i, window) for i in program.given if i.name not in program.by_frame}
+            lengths = [s.stop - s.start for s in window] or self.layout.pixels
+            found = Prepared(program, maps, math.prod(lengths), math.prod(self.runs(program, window)))
+            held = sum(p.copied for p in self._prepared.values()) + found.copied
+            if len(self._prepared) >= MAX_WINDOWS or held > MAX_COPIED:
+                self._prepared.clear()
+            if found.copied <= MAX_COPIED:
+                self._prepared[key] = found
+        return found
 
-    def _part(
+    def _by_frame(
         self, program: Program, item: Input | Constant, frames: slice, count: int, window: tuple[slice, ...]
     ) -> Array:
-        """What the evaluators need of an input that is no words, or of a constant."""
-        array, labelled = self.arrays[item.name], item.name in program.labelled
-        if item.name in self.defaulted or (not item.dims and not labelled):
+        """What the evaluators need of something that is given for each frame, but for words."""
+        array = self.arrays[item.name]
+        if item.name in self.defaulted or not item.dims:
             return array[frames] if array.ndim else np.broadcast_to(array, count)
-        axes = len(self.labels[item.name]) if labelled else 0
         part = array[frames] if FRAME in item.dims else array
-        first = axes + (FRAME in item.dims)
-        part = part[(slice(None),) * first + (window or (slice(None),) * len(self.layout.pixels))[: part.ndim - first]]
+        part = self._within(item, part, window)
         if item.name in program.partial:
-            part = _spread(part, first, self.runs(program, window))
-            part = part if labelled or FRAME in item.dims else np.broadcast_to(part, (count, part.shape[-1]))
-            return part
-        if part.ndim == first:  # no pixel dims
-            return part[..., None] if labelled else part
-        return part.reshape(*part.shape[:first], -1)
+            part = _spread(part, int(FRAME in item.dims), self.runs(program, window))
+            return part if FRAME in item.dims else np.broadcast_to(part, (count, part.shape[-1]))
+        return part.reshape(count, -1) if part.ndim > 1 else part
+
+    def _map(self, program: Program, item: Input | Constant, window: tuple[slice, ...]) -> Array:
+        """What the evaluators need of something that is the same in all frames."""
+        array, axes = self.arrays[item.name], len(self.labels.get(item.name, ()))
+        part = self._within(item, array, window)
+        if item.name in program.partial:
+            return _spread(part, axes, self.runs(program, window))
+        return part.reshape(*part.shape[:axes], -1)
+
+    def _within(self, item: Input | Constant, array: Array, window: tuple[slice, ...]) -> Array:
+        """A window of an array whose last dims are pixel dims, all or the leading ones."""
+        first = len(item.dims) - len(set(item.dims) & set(self.formula.checked.pixel_dims))
+        chosen = window or (slice(None),) * len(self.layout.pixels)
+        return array[(slice(None),) * first + chosen[: array.ndim - first]]
 
     def runs(self, program: Program, window: tuple[slice, ...] = ()) -> tuple[int, ...]:
         """Lengths of the leading pixel dims that the runs of a program tell apart, in a window."""

@@ -18,7 +18,7 @@ from gaincal.calibration import Calibration
 from gaincal.constants import SLAB_DIMS
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program, fix_axes
-from gaincal.kernels import blocks
+from gaincal.kernels.blocks import Prepared
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.runs import split_runs
 
@@ -86,7 +86,8 @@ class GroupedProgram:
                 edges = np.searchsorted(group[order], np.arange(begin, begin + len(labels) + 1)).tolist()
                 own_value, *own_flags = (r.take(order) for r in results)
                 taken = own_value, own_flags[0] if own_flags else None
-                blocks.evaluate(self.inner, given, *taken, threads, groups=list(pairwise(edges)))
+                prepared = Prepared.of(self.inner, given, last - first)
+                prepared.evaluate(given, *taken, threads, list(pairwise(edges)))
 
     def _labels_at_once(self, pixels: int) -> int:
         """So many labels that their planes take no more than `PLANES_BYTES`."""

@@ -24,6 +24,7 @@ import numpy as np
 from stored import Array, Bytes, stored_chunk
 
 from gaincal.kernels import pipeline as kernel_pipeline
+from gaincal.kernels.blocks import Prepared
 from gaincal.kernels.checksum import fletcher32
 from gaincal.kernels.codecs import decode_chunk
 from gaincal.kernels.decode import BITSHUFFLE, BLOSC, CHECKSUM_BYTES, DEFLATE, LZ4, ZSTD, BadChunk, Pipeline
@@ -274,7 +275,8 @@ class Decoder:
         out = self.results.empty(pipeline.chunk_bytes, PATTERNS[0]).view(np.uint16).reshape(1, elements)
         packed = Packed(blocks.reshape(1, tiles, 2), elements, [stored], complain)
         try:
-            kernel_pipeline.evaluate(self.program, {"raw": packed}, Results(out), 1, None)
+            with kernel_pipeline.evaluating(Prepared(self.program, {}, elements), {"raw": packed}, Results(out), 1):
+                pass
         except BadChunk:
             return None
         finally:

@@ -18,8 +18,9 @@ from stored import index_chunk
 
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import pipeline
+from gaincal.kernels.blocks import Prepared
 from gaincal.kernels.packed import BLOCK, Packed
-from gaincal.kernels.pipeline import Results, evaluate, interpret, streams
+from gaincal.kernels.pipeline import Results, evaluating, interpret, streams
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.kernels.stream import GROUP
 
@@ -105,6 +106,14 @@ def packed(words: Array, absent: Mapping[tuple[int, int], bool] | None = None) -
         raise ValueError(f"frame {frame}, tile {tile}")
 
     return Packed(blocks, pixels, kept, complain)
+
+
+def evaluate(
+    program: Program, arrays: Mapping[str, Any], results: Results, threads: int, missing: Missing | None
+) -> None:
+    """Compute a block with compiled code."""
+    with evaluating(Prepared.of(program, arrays, results.shape[1]), arrays, results, threads, missing):
+        pass
 
 
 def compiled(threads: int, missing: Missing | None = None) -> Way:
@@ -264,7 +273,7 @@ def test_a_cell_per_module_belongs_to_the_tiles_of_its_module(kind: str, threads
     }
     gone = {(0, 2): True, (0, 3): True, (16, 5): True}
     stored = {**arrays, "raw": packed(arrays["raw"], gone)}
-    assert streams(by_module(), stored, Results(np.empty(shape, np.float32)))
+    assert streams(Prepared.of(by_module(), arrays, shape[1]), True, Results(np.empty(shape, np.float32)))
     wanted = expected(by_module(), arrays, shape, spread(gone, shape))
     require_same(computed(by_module(), stored, shape, kind, compiled(threads)), wanted)
 
@@ -279,7 +288,7 @@ def test_modules_that_are_no_whole_tiles_are_not_streamed_and_the_same(kind: str
         "cell": np.array([3, 7, 9])[rng.integers(0, 3, (shape[0], modules))].astype(np.uint16),
         "h": rng.normal(0, 100, (2, shape[1])).astype(np.float32),
     }
-    assert not streams(by_module(), arrays, Results(np.empty(shape, np.float32)))
+    assert not streams(Prepared.of(by_module(), arrays, shape[1]), False, Results(np.empty(shape, np.float32)))
     wanted = expected(by_module(), arrays, shape, np.zeros(shape, bool))
     require_same(computed(by_module(), arrays, shape, kind, compiled(2)), wanted)
 

@@ -87,6 +87,19 @@ class Program:
         """All inputs and constants, in the order in which evaluators take them."""
         return (*self.inputs, *self.constants)
 
+    @cached_property
+    def by_row(self) -> frozenset[str]:
+        """Inputs and constants with values for each pixel of each frame."""
+        types = dict(self.types)
+        return frozenset(i.name for i in self.given if types[i.name].dims > {FRAME})
+
+    @cached_property
+    def by_frame(self) -> frozenset[str]:
+        """Inputs and constants that are given for each frame: by pixel or not, and single numbers."""
+        types = dict(self.types)
+        single = {i.name for i in self.given if not types[i.name].dims and i.name not in self.labelled}
+        return frozenset(i.name for i in self.given if FRAME in types[i.name].dims) | single
+
 
 def needs(formula: Formula, name: str) -> frozenset[str]:
     """The inputs and constants that a step (or an input itself) depends on."""

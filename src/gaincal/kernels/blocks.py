@@ -32,8 +32,6 @@ def evaluate(
     value: Array | Rows,
     flags: npt.NDArray[np.uint32] | Rows | None = None,
     threads: int = 1,
-    still: Still | None = None,
-    groups: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Compute a program for a block of frames.
 
@@ -49,27 +47,9 @@ def evaluate(
         Receives the flags.
     threads : int
         Most threads to use.
-    still : Still, optional
-        What is known already of these very maps, and takes what becomes known.
-    groups : sequence of (int, int)
-        First and last frames that are taken together, one group after the other; all if there are none.
     """
-    frames, pixels = value.shape
-    results = [_result(r, d, value.shape) for r, d in ((value, program.dtype), (flags, "uint32")) if r is not None]
-    runs = prepare(program, arrays, frames, pixels)
-    streaming = all(leaves_cache(result, run.first) for run in runs for result in results)
-    kernel = compiled(program, runs[0], flags is not None, streaming)
-    kept, tasks = [], []
-    for run in runs:
-        rows = [a.addresses if name in run.by_row else a for name, a in run.given.items()]
-        rows += [result.addresses for result in results]
-        conditions = known_conditions(kernel, run, pixels, threads, still)
-        table = np.array([*(a.ctypes.data for a in rows), *conditions_of(run, conditions)], np.int64)
-        kept += [table, conditions, *rows]  # as `runs` the arrays: the kernel knows only where they lie
-        for begin, end in groups or [(0, frames)]:
-            parts = _split(end - begin, run.first, run.last, threads)
-            tasks += [partial(kernel, table.ctypes.data, begin, end, pixels, *part) for part in parts]
-    run_all(tasks, threads)
+    _, pixels = value.shape
+    Prepared.of(program, arrays, pixels).evaluate(arrays, value, flags, threads)
 
 
 def _result(result: Array | Rows, dtype: str, shape: tuple[int, ...]) -> Rows:
@@ -83,100 +63,198 @@ def _result(result: Array | Rows, dtype: str, shape: tuple[int, ...]) -> Rows:
     return result
 
 
-class Still:
-    """Conditions on maps alone, one bit a pixel: they are the same for all frames, so they are computed once."""
-
-    def __init__(self) -> None:
-        self.found: dict[tuple[int, int, int], tuple[Any, Array]] = {}
-
-
-def known_conditions(kernel: Any, run: Run, pixels: int, threads: int, still: Still | None) -> Array:
-    """The conditions of a run (condition, byte) that a kernel wants to know beforehand."""
-    key = kernel.address, run.first, run.last
-    if still is not None and key in still.found:
-        return still.found[key][1]
-    room = -(-(run.last - run.first) // PIXELS_PER_WORD) * PIXELS_PER_WORD // 8
-    conditions = np.zeros((kernel.conditions, room), np.uint8)
-    # Neither words nor results: no frame is looked at.
-    addresses = [0 if name in run.by_row else a.ctypes.data for name, a in run.given.items()]
-    results = [0] * kernel.results
-    table = np.array([*addresses, *results, *conditions_of(run, conditions)], np.int64)
-    parts = _split(1, run.first, run.last, threads)
-    jobs = [partial(kernel.prepare, table.ctypes.data, pixels, *part) for part in parts]
-    run_all(jobs if kernel.conditions else [], threads)
-    if still is not None:
-        still.found[key] = kernel, conditions
-    return conditions
-
-
-def conditions_of(run: Run, conditions: Array) -> list[int]:
-    """What a kernel's table says of conditions: the pixel with which they begin, and where each lies."""
-    return [run.first, *(row.ctypes.data for row in conditions)]
-
-
 @dataclass(frozen=True)
 class Run:
-    """Pixels of a block along which every input and constant is what the kernel takes.
+    """Pixels of a block along which every map is what the kernel takes.
 
     Parameters
     ----------
     first, last : int
         The pixels.
-    given : dict of str to ndarray, Rows or Packed
-        In the order in which the kernel takes them, checked to fit.
-    by_row : frozenset of str
-        Those with values for each pixel of each frame: words, and constants that are another for each frame.
+    maps : dict of str to ndarray
+        Checked to fit, and contiguous.
     """
 
     first: int
     last: int
-    given: dict[str, Any]
-    by_row: frozenset[str]
+    maps: dict[str, Array]
 
 
-def prepare(program: Program, arrays: Mapping[str, Array | Packed | Rows], frames: int, pixels: int) -> list[Run]:
-    """Take a block apart into runs, and check everything: the kernel trusts its addresses."""
-    types = dict(program.types)
-    by_row = frozenset(i.name for i in program.given if types[i.name].dims > {FRAME})
-    lying = {n: a for n, a in arrays.items() if not isinstance(a, np.ndarray)}
-    plain = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
-    lying |= {n: Rows.reading(a) for n, a in plain.items() if n in by_row}
-    whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in plain.items() if n not in by_row}
-    runs = []
-    for first, last, own in split_runs(program, whole, pixels):
-        given = {i.name: lying[i.name] if i.name in lying else own[i.name] for i in program.given}
-        fit = {n: a if n in lying else np.ascontiguousarray(a) for n, a in given.items()}
-        _check_shapes(program, fit, frames, pixels)
-        runs.append(Run(first, last, fit, by_row))
-    return runs
+class Prepared:
+    """A program and its maps, checked and laid out once: what no frame changes.
+
+    Parameters
+    ----------
+    program : Program
+    maps : mapping of str to ndarray
+        Inputs and constants that are the same in all frames, as for `evaluate`.
+    pixels : int
+        Of a frame.
+    runs : int
+        Into how many runs of pixels what is given for each frame takes them apart.
+
+    Attributes
+    ----------
+    copied : int
+        Bytes of maps that had to be copied.
+
+    Raises
+    ------
+    ValueError
+        If a map does not fit.
+    """
+
+    def __init__(self, program: Program, maps: Mapping[str, Array], pixels: int, runs: int = 1) -> None:
+        self.program, self.maps, self.pixels = program, dict(maps), pixels
+        self._items = {item.name: item for item in program.given}
+        self._types, self._labels = dict(program.types), dict(program.labels)
+        whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in maps.items()}
+        self.runs = []
+        for first, last, own in split_runs(program, whole, pixels, runs):
+            fit = {i.name: np.ascontiguousarray(own[i.name]) for i in program.given if i.name not in program.by_frame}
+            for name, array in fit.items():
+                self._check(name, array, 0)
+            self.runs.append(Run(first, last, fit))
+        copies = (a for run in self.runs for n, a in run.maps.items() if not np.may_share_memory(a, maps[n]))
+        self.copied = sum(array.nbytes for array in copies)
+        self._tables: dict[tuple[bool, ...], tuple[Any, Array, list[Array]]] = {}
+
+    @classmethod
+    def of(cls, program: Program, arrays: Mapping[str, Array | Rows | Packed], pixels: int) -> Prepared:
+        """From all that `evaluate` is given."""
+        counts = {arrays[n].shape[-1] for n in program.partial}
+        maps = {n: a for n, a in arrays.items() if n not in program.by_frame and isinstance(a, np.ndarray)}
+        return cls(program, maps, pixels, max(counts, default=1))
+
+    def evaluate(
+        self,
+        arrays: Mapping[str, Array | Rows],
+        value: Array | Rows,
+        flags: npt.NDArray[np.uint32] | Rows | None = None,
+        threads: int = 1,
+        groups: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """Compute a block of frames.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray or Rows
+            What is given for each frame, as for `gaincal.kernels.blocks.evaluate`.
+        value, flags, threads
+            As for `gaincal.kernels.blocks.evaluate`.
+        groups : sequence of (int, int)
+            First and last frames that are taken together, one group after the other; all if there are none.
+        """
+        frames, pixels = value.shape
+        wanted = ((value, self.program.dtype), (flags, "uint32"))
+        results = [_result(r, dtype, (frames, self.pixels)) for r, dtype in wanted if r is not None]
+        streaming = all(leaves_cache(result, run.first) for run in self.runs for result in results)
+        kernel, tables = self.tables(flags is not None, False, streaming, threads)
+        kept = self.place(tables, arrays, frames)  # the kernel knows only where things lie
+        for number, result in enumerate(results, len(self.program.given)):
+            tables[:, number] = result.addresses.ctypes.data
+        jobs = [
+            partial(kernel, table, begin, end, pixels, *part)
+            for run, table in zip(self.runs, addresses_of(tables), strict=True)
+            for begin, end in groups or [(0, frames)]
+            for part in _split(end - begin, run.first, run.last, threads)
+        ]
+        run_all(jobs, threads)
+        del kept
+
+    def tables(self, flags: bool, marks: bool, streaming: bool, threads: int) -> tuple[Any, npt.NDArray[np.int64]]:
+        """The kernel, and for every run what it wants to know, with 0 for what is given by frame, and the results.
+
+        Parameters
+        ----------
+        flags, marks, streaming : bool
+            See `gaincal.kernels.groups.Layout`.
+        threads : int
+            Most threads to use.
+        """
+        key = flags, marks, streaming
+        if key not in self._tables:
+            kernel = compiled(self.program, *key)
+            known = [self._conditions(kernel, run, threads) for run in self.runs]
+            rows = [self._table(kernel, *own) for own in zip(self.runs, known, strict=True)]
+            self._tables[key] = kernel, np.array(rows, np.int64), known
+        kernel, tables, _ = self._tables[key]
+        return kernel, tables.copy()
+
+    def place(
+        self, tables: npt.NDArray[np.int64], arrays: Mapping[str, Array | Rows | Packed], frames: int
+    ) -> dict[str, Array | Rows]:
+        """Note in tables where all that is given by frame lies, but for packed words.
+
+        Returns
+        -------
+        dict of str to Rows or ndarray
+            What must live as long as the tables are used.
+        """
+        program, placed = self.program, dict[str, Array | Rows]()
+        for number, item in enumerate(program.given):
+            name = item.name
+            if name not in program.by_frame:
+                continue
+            array = arrays[name]
+            self._check(name, array, frames)
+            if name in program.by_row:
+                if isinstance(array, Packed):
+                    continue
+                rows = Rows.reading(array) if isinstance(array, np.ndarray) else array
+                placed[name], tables[:, number] = rows, rows.addresses.ctypes.data
+            else:  # frame by frame for each run
+                lying = np.ascontiguousarray(np.asarray(array).T)
+                placed[name] = lying
+                tables[:, number] = addresses_of(lying) if lying.ndim > 1 else lying.ctypes.data
+        return placed
+
+    def _table(self, kernel: Any, run: Run, conditions: Array) -> list[int]:
+        maps = [run.maps[i.name].ctypes.data if i.name in run.maps else 0 for i in self.program.given]
+        return [*maps, *[0] * kernel.results, run.first, *addresses_of(conditions)]
+
+    def _conditions(self, kernel: Any, run: Run, threads: int) -> Array:
+        """The conditions of a run (condition, byte) that a kernel wants to know beforehand: no frame is looked at."""
+        room = -(-(run.last - run.first) // PIXELS_PER_WORD) * PIXELS_PER_WORD // 8
+        conditions = np.zeros((kernel.conditions, room), np.uint8)
+        table = np.array(self._table(kernel, run, conditions), np.int64)
+        parts = _split(1, run.first, run.last, threads)
+        jobs = [partial(kernel.prepare, table.ctypes.data, self.pixels, *part) for part in parts]
+        run_all(jobs if kernel.conditions else [], threads)
+        return conditions
+
+    def _check(self, name: str, array: Array | Packed | Rows, frames: int) -> None:
+        """Whether an array is what the kernel takes for granted: for one run, or partial and for all of them."""
+        program, item = self.program, self._items[name]
+        dims, axes = self._types[name].dims, [len(axis) for axis in self._labels.get(name, ())]
+        by_frame = [frames] if name in program.by_frame else []
+        runs = [len(self.runs)] if by_frame and name in program.partial else []
+        wanted = (*axes, *by_frame, *([self.pixels] if dims - {FRAME} else [1] if axes else runs))
+        stored = np.dtype(item.dtype or program.compute)
+        if array.shape != wanted or array.dtype != stored:
+            raise ValueError(f"{name} is {array.dtype}{array.shape}, not {stored}{wanted}")
+
+
+def addresses_of(array: Array) -> list[int]:
+    """Where each row of a contiguous array begins."""
+    return [array.ctypes.data + k * array.strides[0] for k in range(len(array))]
 
 
 def leaves_cache(result: Rows, first: int) -> bool:
     """Whether a result is too large for the cache, and every frame and run of it begins at a cache line."""
     size = result.dtype.itemsize
-    aligned = bool(np.all((result.addresses + first * size) % ALIGNMENT == 0))
-    return aligned and len(result.addresses) * result.shape[-1] * size >= STREAMED_BYTES
+    if len(result.addresses) * result.shape[-1] * size < STREAMED_BYTES:
+        return False
+    return not np.bitwise_or.reduce(result.addresses + first * size) % ALIGNMENT
 
 
-def compiled(program: Program, run: Run, flags: bool, streaming: bool = False, marks: bool = False) -> Any:
-    """The kernel of a program for what a run is given; see `gaincal.kernels.groups.Layout`."""
+def compiled(program: Program, flags: bool, marks: bool, streaming: bool) -> Any:
+    """The kernel of a program; see `gaincal.kernels.groups.Layout`."""
     from gaincal.kernels.compiler import compile_program
     from gaincal.kernels.groups import Layout
 
-    arrays = tuple((n, a.dtype.name) for n, a in run.given.items())
+    arrays = tuple((i.name, np.dtype(i.dtype or program.compute).name) for i in program.given)
     return compile_program(program, Layout(arrays, flags, marks, streaming))
-
-
-def _check_shapes(program: Program, given: Mapping[str, Array | Packed | Rows], frames: int, pixels: int) -> None:
-    types, labels = dict(program.types), dict(program.labels)
-    for item in program.given:
-        array, dims = given[item.name], types[item.name].dims
-        wanted = [len(axis) for axis in labels.get(item.name, ())]
-        wanted += [frames] if FRAME in dims or not (dims or wanted) else []
-        wanted += [pixels] if dims - {FRAME} else [1] if item.name in program.labelled else []
-        stored = np.dtype(item.dtype or program.compute)
-        if array.shape != tuple(wanted) or array.dtype != stored:
-            raise ValueError(f"{item.name} is {array.dtype}{array.shape}, not {stored}{tuple(wanted)}")
 
 
 def _split(frames: int, first: int, last: int, threads: int) -> list[tuple[int, int]]:

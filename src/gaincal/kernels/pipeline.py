@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import blocks, reference
-from gaincal.kernels.blocks import Run, Still
+from gaincal.kernels.blocks import Prepared, Run
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
@@ -81,72 +80,52 @@ def _history(program: Program) -> list[int]:  # noqa: ARG001
 def interpret(program: Program, arrays: Mapping[str, Array], results: Results, missing: Missing) -> None:
     """Compute a block with NumPy alone: the same bits, and nothing to compile."""
     value, flags = empty_aligned(results.shape, program.dtype), empty_aligned(results.shape, np.uint32)
-    types = dict(program.types)
-    by_frame = {
-        item.name
-        for item in program.given
-        if FRAME in types[item.name].dims or not (types[item.name].dims or item.name in program.labelled)
-    }
     for frame in range(len(value)):  # one at a time: every step makes an array of its own
-        own = {n: a[frame : frame + 1] if n in by_frame else a for n, a in arrays.items()}
+        own = {n: a[frame : frame + 1] if n in program.by_frame else a for n, a in arrays.items()}
         value[frame], flags[frame] = reference.evaluate(program, own)
     blank(program, value, flags, missing)
     results.take(value, flags)
 
 
-def evaluate(
-    program: Program,
-    arrays: Mapping[str, Array | Packed],
-    results: Results,
-    threads: int,
-    missing: Missing,
-    still: Still | None = None,
-) -> None:
-    """Compute a block with compiled code; see `evaluating`."""
-    with evaluating(program, arrays, results, threads, missing, still):
-        pass
-
-
 @contextmanager
 def evaluating(
-    program: Program,
+    prepared: Prepared,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
-    missing: Missing,
-    still: Still | None = None,
+    missing: Missing = None,
     beside: Sequence[Job] = (),
 ) -> Iterator[None]:
     """Compute a block with compiled code, where it `streams` while the calling thread does something else.
 
     Parameters
     ----------
-    program : Program
+    prepared : Prepared
     arrays : mapping of str to ndarray or Packed
-        As for `gaincal.kernels.blocks.evaluate`; words may still be compressed where the block `streams`.
+        What is given for each frame, as for `Prepared.evaluate`; words may be compressed where the block `streams`.
     results : Results
     threads : int
     missing : ndarray of bool (frame, pixel), optional
         Where words are missing, beside what compressed ones know themselves.
-    still : Still, optional
-        As for `gaincal.kernels.blocks.evaluate`.
     beside : sequence of callables
         What else to do meanwhile.
     """
     plain = isinstance(results.value, np.ndarray) and not isinstance(results.flags, Tally)
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
-        if streams(program, arrays, results):
-            with _streaming(program, arrays, results, threads, missing, still, beside):
+        if streams(prepared, packed, results):
+            with _streaming(prepared, arrays, results, threads, missing, beside):
                 yield
             return
         assert not packed
-    value = results.value if isinstance(results.value, np.ndarray) else empty_aligned(results.shape, program.dtype)
+    value = (
+        results.value if isinstance(results.value, np.ndarray) else empty_aligned(results.shape, prepared.program.dtype)
+    )
     flags = results.flags if isinstance(results.flags, np.ndarray) else None
     if isinstance(results.flags, Tally):
         flags = empty_aligned(results.shape, np.uint32)
-    blocks.evaluate(program, arrays, value, flags, threads, still)  # type: ignore[arg-type]
-    blank(program, value, flags, missing)
+    prepared.evaluate(arrays, value, flags, threads)  # type: ignore[arg-type]
+    blank(prepared.program, value, flags, missing)
     results.take(value, flags)
     with running(beside, threads):
         yield
@@ -161,14 +140,11 @@ def blank(program: Program, value: Array, flags: npt.NDArray[np.uint32] | None, 
         flags[missing] = np.uint32(1 << MISSING_BIT)
 
 
-def streams(program: Program, arrays: Mapping[str, Array | Packed], results: Results) -> bool:
+def streams(prepared: Prepared, packed: bool, results: Results) -> bool:
     """Whether a block can be computed tile by tile: its runs are made of whole tiles, and their libraries are there."""
-    _, pixels = results.shape
-    counts = {a.shape[-1] for n, a in arrays.items() if n in program.partial}
-    whole = whole_tiles(tuple(counts), (pixels,))
+    whole = whole_tiles((len(prepared.runs),), (prepared.pixels,))
     compressed = isinstance(results.value, Chunks) and results.value.compressed
-    packed = any(isinstance(a, Packed) for a in arrays.values())
-    return whole and (pixels % STEP == 0 or not (compressed or packed))
+    return whole and (prepared.pixels % STEP == 0 or not (compressed or packed))
 
 
 def whole_tiles(runs: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
@@ -181,9 +157,8 @@ def whole_tiles(runs: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
 class _Worker:
     """What nobody but one thread may touch: addresses, and what it counts."""
 
-    rows: npt.NDArray[np.int64]
     tables: npt.NDArray[np.int64]
-    counting: bool
+    rows: npt.NDArray[np.int64]
     lacking: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BITS, np.int64))
     failed: int = -1
@@ -191,37 +166,36 @@ class _Worker:
 
 @contextmanager
 def _streaming(
-    program: Program,
+    prepared: Prepared,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
     missing: Missing,
-    still: Still | None,
     beside: Sequence[Job],
 ) -> Iterator[None]:
     from gaincal.kernels.stream import fletcher32, make_stream
 
-    frames, pixels = results.shape
+    (frames, pixels), program = results.shape, prepared.program
     value, reasons = results.value, results.flags
     target = value.values if isinstance(value, Chunks) else value
-    runs = blocks.prepare(program, arrays, frames, pixels)
     streaming = False
     if reasons is None and isinstance(value, np.ndarray):
-        streaming = all(blocks.leaves_cache(Rows.of(value), run.first) for run in runs)
+        rows = Rows.of(value)
+        streaming = all(blocks.leaves_cache(rows, run.first) for run in prepared.runs)
     counting = isinstance(reasons, Tally)
-    kernel = blocks.compiled(program, runs[0], reasons is not None, streaming, counting)
+    kernel, tables = prepared.tables(reasons is not None, counting, streaming, threads)
+    placed = prepared.place(tables, arrays, frames)
     stream = make_stream(np.dtype(program.dtype).itemsize, target is None, counting)
-    packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
-    known = [blocks.known_conditions(kernel, run, pixels, threads, still) for run in runs]
-    shared = _shared(program, runs[0], packed, results, missing, _split(runs, frames, threads))
-    workers = [_worker(runs, known, target, results) for _ in range(min(threads, len(shared["ranges"])))]
+    shared = _shared(prepared, arrays, results, missing, _split(prepared.runs, frames, threads))
+    count = min(threads, len(shared["ranges"]))
+    workers = [_worker(prepared, tables, placed, target, results) for _ in range(count)]
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, target is None) for worker in workers]
     with running([*jobs, *beside], threads):
         yield
     for bad in (worker.failed for worker in workers):
         if bad >= 0:
-            tiles = shared["blocks"].shape[2]
-            list(packed.values())[bad // tiles // frames].complain(bad // tiles % frames, bad % tiles)
+            tiles, packed = shared["blocks"].shape[2], [a for a in arrays.values() if isinstance(a, Packed)]
+            packed[bad // tiles // frames].complain(bad // tiles % frames, bad % tiles)
     if isinstance(reasons, Tally):
         reasons.counts += sum(worker.counts for worker in workers)
         reasons.missing_frames += int(np.count_nonzero(sum(worker.lacking for worker in workers) == pixels))
@@ -242,16 +216,17 @@ def _split(runs: Sequence[Run], frames: int, threads: int) -> list[tuple[int, in
 
 
 def _shared(
-    program: Program,
-    run: Run,
-    packed: Mapping[str, Packed],
+    prepared: Prepared,
+    arrays: Mapping[str, Array | Packed],
     results: Results,
     missing: Missing,
     ranges: Sequence[tuple[int, int, int]],
 ) -> dict[str, Array]:
     """What all threads use, by the names that `gaincal.kernels.stream.make_stream` has for it."""
     (frames, pixels), value, reasons = results.shape, results.value, results.flags
-    names, room = [n for n in run.given if n in run.by_row], 0
+    room, program = 0, prepared.program
+    packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
+    names = _by_row(program)
     if isinstance(value, Chunks) and value.compressed:
         room = compressed_room(max(last - first for _, first, last in ranges) * BLOCK, value.dtype.itemsize)
     count = len(ranges) if room else 0
@@ -269,27 +244,36 @@ def _shared(
     }
 
 
-def _worker(runs: Sequence[Run], known: Sequence[Array], target: Array | None, results: Results) -> _Worker:
+def _by_row(program: Program) -> list[str]:
+    """What has a value for each pixel of each frame, in the order in which a kernel takes it."""
+    return [item.name for item in program.given if item.name in program.by_row]
+
+
+def _worker(
+    prepared: Prepared,
+    tables: npt.NDArray[np.int64],
+    placed: Mapping[str, Array | Rows],
+    target: Array | None,
+    results: Results,
+) -> _Worker:
     """Where everything lies, for one thread: it moves the addresses of rows from tile to tile."""
-    (frames, _), reasons = results.shape, results.flags
-    given = runs[0].given
-    names = [n for n in given if n in runs[0].by_row]
-    rows = np.zeros((len(names) + 3, frames), np.int64)
+    (frames, _), program = results.shape, prepared.program
+    names = _by_row(program)
+    rows, own = np.zeros((len(names) + 3, frames), np.int64), tables.copy()
     for row, name in zip(rows, names, strict=False):
-        if isinstance(given[name], Rows):
-            row[...] = given[name].addresses
+        words = placed.get(name)
+        if isinstance(words, Rows):
+            row[...] = words.addresses
     if target is not None:
         rows[-3] = Rows.of(target).addresses
-    if isinstance(reasons, np.ndarray):
-        rows[-2] = Rows.of(reasons).addresses
-    starts = dict(zip(names, (row.ctypes.data for row in rows), strict=False))
-    wanted = 1 if reasons is None else 3 if isinstance(reasons, Tally) else 2
-    stored = [row.ctypes.data for row in rows[-3:][:wanted]]
-    tables = [
-        [starts.get(n) or a.ctypes.data for n, a in run.given.items()] + stored + blocks.conditions_of(run, conditions)
-        for run, conditions in zip(runs, known, strict=True)
-    ]
-    return _Worker(rows, np.array(tables, np.int64), isinstance(reasons, Tally), np.zeros(frames, np.int64))
+    if isinstance(results.flags, np.ndarray):
+        rows[-2] = Rows.of(results.flags).addresses
+    starts, given = blocks.addresses_of(rows), [item.name for item in program.given]
+    for name, start in zip(names, starts, strict=False):
+        own[:, given.index(name)] = start
+    wanted = 1 if results.flags is None else 3 if isinstance(results.flags, Tally) else 2
+    own[:, len(given) : len(given) + wanted] = starts[-3:][:wanted]
+    return _Worker(own, rows, np.zeros(frames, np.int64))
 
 
 def _work(
@@ -300,7 +284,7 @@ def _work(
 
     size = shared["fill"].size
     room = PLANES_BYTES + GROUP * BLOCK * (shared["packed"].size * WORD_BYTES + (size if compressed else 0))
-    counted = GROUP if worker.counting else 0
+    counted = GROUP if shared["held"].size else 0
     worker.failed = int(
         stream(
             kernel,

@@ -36,7 +36,7 @@ class Rows:
         """The frames of an array (frame, pixel); raises ValueError if their pixels do not follow each other."""
         if array.size and array.shape[-1] > 1 and array.strides[-1] != array.itemsize:
             raise ValueError("pixels of a frame must follow each other")
-        addresses = array.ctypes.data + np.arange(array.shape[0], dtype=np.int64) * array.strides[0]
+        addresses = array.ctypes.data + np.arange(len(array), dtype=np.int64) * array.strides[0]
         return cls(addresses, array.shape, array.dtype, array)
 
     @classmethod

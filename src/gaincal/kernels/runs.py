@@ -21,7 +21,7 @@ def split_runs(
     ----------
     program : Program
     arrays : mapping of str to ndarray
-        The program's partial inputs and constants have one value per run along their last dim.
+        Those that are partial in the program have one value per run along their last dim.
     pixels : int
         Of a frame.
     runs : int
@@ -39,10 +39,10 @@ def split_runs(
     ValueError
         If the runs do not make up the pixels.
     """
-    counts = {arrays[name].shape[-1] for name in program.partial}
+    counts = {arrays[name].shape[-1] for name in program.partial & arrays.keys()} or {runs}
     if len(counts) > 1 or any(n < 1 or pixels % n for n in counts):
         raise ValueError(f"runs of {sorted(counts)} values do not make up {pixels} pixels")
-    runs = counts.pop() if counts else runs
+    runs = counts.pop()
     for run in range(runs):
         own = {
             n: a[..., run : run + 1] if n in program.labelled else a[..., run]

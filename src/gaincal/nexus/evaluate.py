@@ -152,9 +152,9 @@ class Evaluation:
         frames = slice(start[0], start[0] + count[0])
         window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
         if fetch.compiled:
-            arrays = self.calibration.block(self.program, words, frames, window)
-            still = self.calibration.still(self.program, window)
-            return evaluating(self.program, arrays, results, self.threads, missing, still, beside)
+            arrays = self.calibration.by_frame(self.program, words, frames, window)
+            prepared = self.calibration.prepared(self.program, window)
+            return evaluating(prepared, arrays, results, self.threads, missing, beside)
         if self.grouped is not None:
             value = empty_aligned(results.shape, self.dtype)
             flags = None if results.flags is None else empty_aligned(results.shape, np.uint32)
