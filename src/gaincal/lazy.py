@@ -7,7 +7,7 @@ and computes just its pixels, with the same functions that `apply` uses.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,6 @@ from xarray.core import indexing
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import RESERVED_FLAGS, Program
-from gaincal.kernels.threads import available_threads
-from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.handle import Handle
 from gaincal.nexus.read import Master
 
@@ -62,30 +60,41 @@ class CalibratedArray(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> Array:
         """Read for one outer indexer per dim: runs of frames, the box around the pixels, then exactly these."""
+        box = [_range(k, n) for k, n in zip(key, self.shape, strict=True)]
+        kept = tuple(0 if isinstance(k, (int, np.integer)) else slice(None) for k in key)
+        if all(box):
+            return self._box(box)[kept]
         wanted = [_positions(k, n) for k, n in zip(key, self.shape, strict=True)]
-        kept = tuple(0 if np.ndim(k) == 0 and not isinstance(k, slice) else slice(None) for k in key)
         counts = [len(w) for w in wanted]
         if 0 in counts:
             return np.empty(counts, self.dtype)[kept]
         frames, places = np.unique(wanted[0], return_inverse=True)
-        window = [(int(w.min()), int(w.max()) + 1 - int(w.min())) for w in wanted[1:]]
+        window = [range(int(w.min()), int(w.max()) + 1) for w in wanted[1:]]
         runs = np.split(frames, np.flatnonzero(np.diff(frames) > 1) + 1)
-        found = [self._box(run, window) for run in runs]
+        found = [self._box([range(int(run[0]), int(run[-1]) + 1), *window]) for run in runs]
         values = found[0] if len(found) == 1 else np.concatenate(found)
         if not np.array_equal(places, np.arange(len(values))):
             values = values[places.reshape(-1)]
-        for axis, (positions, (first, length)) in enumerate(zip(wanted[1:], window, strict=True), start=1):
-            if not np.array_equal(positions, np.arange(first, first + length)):
-                values = np.take(values, positions - first, axis)
+        for axis, (positions, inside) in enumerate(zip(wanted[1:], window, strict=True), start=1):
+            if not np.array_equal(positions, inside):
+                values = np.take(values, positions - inside.start, axis)
         return np.asarray(values[kept])
 
-    def _box(self, frames: Array, window: list[tuple[int, int]]) -> Array:
-        master = self.handle.master
-        evaluation = Evaluation(master.calibration, master.words, self.program, available_threads())
-        start = (int(frames[0]), *(first for first, _ in window))
-        count = (len(frames), *(length for _, length in window))
-        values, flags = evaluation.read(start, count, with_flags=self.kind == FLAGS)
+    def _box(self, ranges: Sequence[range]) -> Array:
+        start, count = tuple(r.start for r in ranges), tuple(len(r) for r in ranges)
+        values, flags = self.handle.evaluation(self.program).read(start, count, with_flags=self.kind == FLAGS)
         return values if flags is None else flags
+
+
+def _range(key: Any, length: int) -> range:
+    """The positions that an integer or a slice selects, if they follow each other; else none."""
+    if isinstance(key, slice):
+        found = range(length)[key]
+        return found if found.step == 1 else range(0)
+    if isinstance(key, (int, np.integer)):
+        place = range(length)[key]
+        return range(place, place + 1)
+    return range(0)
 
 
 def _positions(key: Any, length: int) -> Array:

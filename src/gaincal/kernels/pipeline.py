@@ -25,8 +25,10 @@ from gaincal.kernels.threads import Job, running
 
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
-WORDS_PER_RANGE = 1 << 20
+WORDS_PER_RANGE = 1 << 18
 """Words, of all frames, that a thread takes at a time."""
+MIN_SHARED_WORDS = 1 << 20
+"""Fewer are computed sooner than another thread is awake."""
 UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
@@ -208,7 +210,8 @@ def _split(runs: Sequence[Run], frames: int, threads: int) -> list[tuple[int, in
     ranges = []
     for number, run in enumerate(runs):
         first, last = run.first // BLOCK, -(-run.last // BLOCK)
-        most = frames * (run.last - run.first) // WORDS_PER_RANGE if threads > 1 else 1
+        words = frames * (run.last - run.first)
+        most = words // WORDS_PER_RANGE if threads > 1 and words >= MIN_SHARED_WORDS else 1
         count = min(last - first, max(1, most))
         edges = [first + (last - first) * k // count for k in range(count + 1)]
         ranges += [(number, *edge) for edge in pairwise(edges)]

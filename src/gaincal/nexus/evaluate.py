@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,7 @@ class Evaluation:
         self.dtype = np.dtype(program.dtype)
         needed = calibration.large.keys() & {c.name for c in program.constants}
         self.grouped = GroupedProgram(calibration, program) if needed else None
+        self._compiled = False
         self.tiled = self.grouped is None and whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
@@ -92,7 +94,7 @@ class Evaluation:
         """
         values = empty_aligned(count, self.dtype)
         flags = empty_aligned(count, np.uint32) if with_flags else None
-        shape = (-1, int(np.prod(count[1:])))
+        shape = (-1, math.prod(count[1:]))
         if 0 in count:
             return values, flags
         for first, frames in split_frames(start[0], count[0], self._frames_at_once(count[1:])):
@@ -128,17 +130,17 @@ class Evaluation:
 
     def _frames_at_once(self, pixels: tuple[int, ...]) -> int:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
-        return max(1, BLOCK_BYTES // max(1, words * int(np.prod(pixels))))
+        return max(1, BLOCK_BYTES // max(1, words * math.prod(pixels)))
 
     def _fetch(self, start: tuple[int, ...], count: tuple[int, ...]) -> Fetch:
-        compiled = self.grouped is None and worth_compiling(self.program, int(np.prod(count)))
+        self._compiled = self._compiled or (self.grouped is None and worth_compiling(self.program, math.prod(count)))
         packings = {}
-        if compiled and self.tiled and count[1:] == self.shape[1:]:
+        if self._compiled and self.tiled and count[1:] == self.shape[1:]:
             for name in self._wanted():
                 packing = self.words[name].packing(start[0], count[0], self.threads)
                 if packing is not None:
                     packings[name] = packing
-        return Fetch(start, count, compiled, packings)
+        return Fetch(start, count, self._compiled, packings)
 
     @contextmanager
     def _computing(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> Iterator[None]:

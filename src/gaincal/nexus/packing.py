@@ -11,7 +11,7 @@ import numpy as np
 
 from gaincal.kernels.libraries import pread
 from gaincal.kernels.memory import ALIGNMENT, empty_aligned
-from gaincal.kernels.packed import BLOCK, Packed
+from gaincal.kernels.packed import BLOCK, WORD_BYTES, Packed
 from gaincal.kernels.threads import Job
 from gaincal.nexus.dataset import Box, PlainDataset, intersection
 
@@ -39,23 +39,8 @@ class Piece:
 
 Plan = list[tuple[tuple[int, ...], slice]]
 """Of the first frame of a piece: where each chunk begins in its dataset, and the tiles of the frame that it holds."""
-
-
-CHUNK_ITEMS = 8
-"""What `gaincal.kernels.stream.read_chunks` wants to know of a chunk."""
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """A stored chunk, and the tiles of a frame that it holds."""
-
-    source: PlainDataset
-    offset: tuple[int, ...]
-    frame: int
-    tiles: slice
-
-    def holds(self, frame: int, tile: int) -> bool:
-        return frame == self.frame and self.tiles.start <= tile < self.tiles.stop
+CHUNK_ITEMS, TARGET, SIZE = 8, 2, 3
+"""What `gaincal.kernels.stream.read_chunks` wants to know of a chunk: among others where it goes, and its bytes."""
 
 
 def plan(piece: Piece, shape: tuple[int, ...]) -> Plan | None:
@@ -103,14 +88,16 @@ class Packing:
     def __init__(
         self, shape: tuple[int, ...], pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, shares: int
     ) -> None:
-        self._pixels = math.prod(shape[1:])
-        self._chunks = [c for piece, planned in pieces for c in _chunks(piece, planned, first, count)]
+        self._pixels, self._pieces, self._frames = math.prod(shape[1:]), pieces, (first, count)
         self._blocks = np.zeros((count, -(-self._pixels // BLOCK), 2), np.int64)
-        stored = [(c, *lies) for c in self._chunks if (lies := c.source.lies(c.offset))[-1]]
-        edges = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for *_, size in stored)]).tolist()
-        self._room = empty_aligned((edges[-1],), np.uint8)  # one for all: pages of large memory are large
-        rows = [self._row(*lies, place) for lies, place in zip(stored, edges, strict=False)]
+        rows = [row for piece, planned in pieces for row in self._rows(piece, planned)]
         self._wanted = np.array(rows, np.int64).reshape(len(rows), CHUNK_ITEMS)
+        edges = np.cumsum(-(-self._wanted[:, SIZE] // ALIGNMENT) * ALIGNMENT)
+        self._room = empty_aligned(
+            (int(edges[-1]) if rows else 0,), np.uint8
+        )  # for all: pages of large memory are large
+        self._wanted[1:, TARGET] = edges[:-1]
+        self._wanted[:, TARGET] += self._room.ctypes.data
         self._fits, self._counter = np.zeros(len(rows), np.uint8), np.zeros(1, np.int64)
         self._shares = min(shares, len(rows))
 
@@ -119,14 +106,18 @@ class Packing:
         """What there is to do, at the same time and without HDF5."""
         return [self._read] * self._shares
 
-    def _row(self, chunk: _Chunk, descriptor: int, place: int, size: int, edge: int) -> tuple[int, ...]:
-        """What `gaincal.kernels.stream.read_chunks` wants to know of a chunk."""
-        pipeline, tiles = chunk.source.pipeline, chunk.tiles
-        by_frame, by_tile, _ = self._blocks.strides
-        blocks = self._blocks.ctypes.data + chunk.frame * by_frame + tiles.start * by_tile
-        elements = pipeline.chunk_bytes // pipeline.itemsize
-        room = self._room.ctypes.data + edge
-        return descriptor, place, room, size, pipeline.checksummed, elements, blocks, tiles.stop - tiles.start
+    def _rows(self, piece: Piece, planned: Plan) -> Iterator[tuple[int, ...]]:
+        """What `gaincal.kernels.stream.read_chunks` wants to know of each chunk, but for where it goes."""
+        source = piece.source
+        if source is None:
+            return
+        elements, checksummed = source.pipeline.chunk_bytes // WORD_BYTES, source.pipeline.checksummed
+        (by_frame, by_tile, _), begin = self._blocks.strides, self._blocks.ctypes.data
+        for offset, frame, tiles in _chunks(piece, planned, *self._frames):
+            descriptor, place, size = source.lies(offset)
+            if size:
+                blocks = begin + frame * by_frame + tiles.start * by_tile
+                yield descriptor, place, 0, size, checksummed, elements, blocks, tiles.stop - tiles.start
 
     def _read(self) -> None:
         from gaincal.kernels.stream import read_chunks
@@ -137,24 +128,25 @@ class Packing:
         """The words, once all jobs are done; None if a chunk cannot be read, or is not just as it must be."""
         if not self._fits.all():
             return None
-        return Packed(self._blocks, self._pixels, self._room, partial(_complain, self._chunks))
+        return Packed(self._blocks, self._pixels, self._room, partial(_complain, self._pieces, *self._frames))
 
 
-def _complain(chunks: Sequence[_Chunk], frame: int, tile: int) -> None:
-    chunk = next(c for c in chunks if c.holds(frame, tile))
-    raise chunk.source.fault(chunk.offset)
+def _complain(pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, frame: int, tile: int) -> None:
+    for piece, planned in pieces:
+        for offset, place, tiles in _chunks(piece, planned, first, count):
+            if place == frame and tiles.start <= tile < tiles.stop and piece.source is not None:
+                raise piece.source.fault(offset)
 
 
-def _chunks(piece: Piece, planned: Plan, first: int, count: int) -> Iterator[_Chunk]:
-    """The chunks of a piece that hold some frames."""
+def _chunks(piece: Piece, planned: Plan, first: int, count: int) -> Iterator[tuple[tuple[int, ...], int, slice]]:
+    """The chunks of a piece that hold some frames: where each begins, its frame among these, and the tiles it holds."""
     begin, length = piece.box[0][0], piece.box[1][0]
     # Along which dim of the dataset the frames lie: its first that is longer than 1, as that of the words is.
     axis = next((k for k, n in enumerate(piece.source_box[1]) if n != 1), 0)
     for frame in range(max(first, begin), min(first + count, begin + length)):
         for offset, tiles in planned:
             moved = (*offset[:axis], offset[axis] + frame - begin, *offset[axis + 1 :]) if length > 1 else offset
-            assert piece.source is not None
-            yield _Chunk(piece.source, moved, frame - first, tiles)
+            yield moved, frame - first, tiles
 
 
 def _in_a_row(lengths: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
