@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.formulas.program import Labels
-from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.memory import Shelf
 
 Array = npt.NDArray[Any]
 SLAB_DIMS = 2
@@ -95,16 +96,19 @@ class LargeConstant:
         planes = _CACHE.planes(self, tuple(fixed.items()), leading)[(slice(None), *window)]
         return np.ascontiguousarray(planes).reshape(*lengths, -1)
 
-    def load(self, fixed: Fixed, leading: tuple[int, ...]) -> Array:
-        """Read the slabs of some labels, one behind the other, into the type in which they are computed."""
+    def shape(self, fixed: Fixed) -> tuple[int, ...]:
+        """Of all slabs of some labels (slab, *window): whole ones, one behind the other."""
+        known = dict(fixed)
+        slabs = math.prod(len(axis) for k, axis in enumerate(self.labels) if k not in known)
+        return (slabs, *self.values.shape[-SLAB_DIMS:])
+
+    def load(self, fixed: Fixed, leading: tuple[int, ...], out: Array) -> None:
+        """Read the slabs of some labels into the type in which they are computed."""
         known = dict(fixed)
         chosen = [[p[known[k]]] if k in known else range(len(p)) for k, p in enumerate(self._places)]
-        places = list(product(*chosen))
-        found = empty_aligned((len(places), *self.values.shape[-SLAB_DIMS:]), self.compute)
         with np.errstate(over="ignore"):
-            for plane, place in zip(found, places, strict=True):
+            for plane, place in zip(out, product(*chosen), strict=True):
                 plane[...] = self.values.slab((*place, *leading))
-        return found
 
 
 class _SlabCache:
@@ -113,12 +117,12 @@ class _SlabCache:
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
         self._slabs: OrderedDict[tuple[int, Fixed, tuple[int, ...]], tuple[LargeConstant, Array]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._shelf = threading.Lock(), Shelf()
 
     def forget(self) -> None:
         """Start anew: another thread may have held the lock when the process was forked."""
         self._slabs.clear()
-        self.held, self._lock = 0, threading.Lock()
+        self.held, self._lock, self._shelf = 0, threading.Lock(), Shelf()
 
     def planes(self, constant: LargeConstant, fixed: Fixed, leading: tuple[int, ...]) -> Array:
         key = (id(constant), fixed, leading)
@@ -126,7 +130,8 @@ class _SlabCache:
             if key in self._slabs:
                 self._slabs.move_to_end(key)
                 return self._slabs[key][1]
-        values = constant.load(fixed, leading)
+            values = self._shelf.empty(constant.shape(fixed), constant.compute)
+        constant.load(fixed, leading, values)
         with self._lock:
             if key not in self._slabs:
                 self._slabs[key] = (constant, values)  # with its owner, whose id is the key

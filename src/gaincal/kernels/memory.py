@@ -6,6 +6,7 @@ made of blocks that come back when nobody refers to the array any more.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ RECYCLED_BYTES = 1 << 16
 """Smaller arrays are what the allocator itself uses again."""
 IDLE_BYTES = 128 << 20
 """Most memory that waits to be used again."""
+PIECE_BYTES = 32 << 20
+"""Of a shelf: NumPy asks for large pages where an array has 4 MiB and more."""
 _STEPS = 8
 """Sizes per doubling: an array is at most an eighth smaller than its block."""
 
@@ -24,7 +27,7 @@ _STEPS = 8
 def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """An uninitialised, contiguous array whose first element is aligned to a cache line."""
     kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    size = math.prod(shape) * kind.itemsize
     if size >= RECYCLED_BYTES:
         return np.asarray(_Lease(size))[:size].view(kind).reshape(shape)
     return _room(size)[:size].view(kind).reshape(shape)
@@ -35,6 +38,22 @@ def aligned(array: npt.NDArray[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     copy = empty_aligned(array.shape, dtype)
     copy[...] = array
     return copy
+
+
+class Shelf:
+    """Room for arrays of some 100 KiB that are kept for long: many in one piece, whose pages are large."""
+
+    def __init__(self) -> None:
+        self._free = np.empty(0, np.uint8)
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An uninitialised array as of `empty_aligned`; a piece lives as long as one of its arrays."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        taken = -(-size // ALIGNMENT) * ALIGNMENT
+        if taken > self._free.size:
+            self._free = _room(max(taken, PIECE_BYTES))
+        found, self._free = self._free[:size], self._free[taken:]
+        return found.view(dtype).reshape(shape)
 
 
 def _room(size: int) -> npt.NDArray[np.uint8]:
