@@ -26,7 +26,9 @@ from gaincal.kernels.threads import Job, running
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
 WORDS_PER_RANGE = 1 << 18
-"""Words, of all frames, that a thread takes at a time."""
+"""Words, of all frames, that a thread takes at a time: small ones are shared more evenly."""
+WORDS_PER_PIECE = 1 << 20
+"""The same where their values are compressed: each makes a piece of every chunk."""
 MIN_SHARED_WORDS = 1 << 20
 """Fewer are computed sooner than another thread is awake."""
 UNCOMPILED_WORDS = 2 << 20
@@ -188,7 +190,7 @@ def _streaming(
     kernel, tables = prepared.tables(reasons is not None, counting, streaming, threads)
     placed = prepared.place(tables, arrays, frames)
     stream = make_stream(np.dtype(program.dtype).itemsize, target is None, counting)
-    shared = _shared(prepared, arrays, results, missing, _split(prepared.runs, frames, threads))
+    shared = _shared(prepared, arrays, results, missing, _split(prepared.runs, frames, threads, target is None))
     count = min(threads, len(shared["ranges"]))
     workers = [_worker(prepared, tables, placed, target, results) for _ in range(count)]
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, target is None) for worker in workers]
@@ -205,13 +207,14 @@ def _streaming(
         value.take(shared["pieces"], shared["lengths"], fletcher32)
 
 
-def _split(runs: Sequence[Run], frames: int, threads: int) -> list[tuple[int, int, int]]:
+def _split(runs: Sequence[Run], frames: int, threads: int, compressed: bool) -> list[tuple[int, int, int]]:
     """Ranges of tiles, in order: number of the run, first and last tile."""
     ranges = []
     for number, run in enumerate(runs):
         first, last = run.first // BLOCK, -(-run.last // BLOCK)
         words = frames * (run.last - run.first)
-        most = words // WORDS_PER_RANGE if threads > 1 and words >= MIN_SHARED_WORDS else 1
+        least = WORDS_PER_PIECE if compressed else WORDS_PER_RANGE
+        most = words // least if threads > 1 and words >= MIN_SHARED_WORDS else 1
         count = min(last - first, max(1, most))
         edges = [first + (last - first) * k // count for k in range(count + 1)]
         ranges += [(number, *edge) for edge in pairwise(edges)]
