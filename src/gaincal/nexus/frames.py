@@ -87,6 +87,7 @@ def write_frames(
                 found, _ = spread.read((begin, *(0,) * len(pixels)), (number, *pixels))
                 deviations[begin - first : begin - first + number] = np.sqrt(found).reshape(number, *stored)
                 written.check()
+            written.push()
             if progress is not None:
                 progress(begin - first + number, count)
     return tally
