@@ -82,7 +82,7 @@ PARTS = {
         "Calibrating in memory",
         "One thread, `jungfrau`, 100 frames of 512 x 1024. 1 is the speed of copying the words to float32. "
         "`kernel over numpy` is relative to `numpy.select` instead, on 8 frames; `0 % over 10 %` is the first "
-        "number of the table over the third.",
+        "number of the table over the third. `frame by frame` calls the kernel for each of the 100 frames.",
     ),
     "families": (
         "Every formula of the catalogue",
@@ -104,8 +104,20 @@ PARTS = {
         "4,000 frames as counts, 1,000 as energies, from file to file. 1 is the speed of h5py reading the raw frames "
         "of the same file, ten at a time.",
     ),
-    "memory": ("Memory", "Most memory that `apply` takes beside the program itself, in MiB."),
-    "starts": ("Starting", "Seconds of a fresh process. They depend on the machine, unlike the ratios."),
+    "taking_darks": (
+        "gaincal darks",
+        "4,000 frames, `mean`, from file to file. 1 is the speed of h5py reading the raw words, or of decoding them "
+        "into an array.",
+    ),
+    "memory": (
+        "Memory",
+        "Most memory in MiB: of `apply` beside the program itself, of `darks` with all imports.",
+    ),
+    "starts": (
+        "Starting",
+        "Seconds of a fresh process, which depend on the machine, unlike the ratios. `with dask` has dask and pint "
+        "installed, too: xarray imports them where it finds them.",
+    ),
 }
 INTRODUCTION = "Every number of one run of `python benchmarks/run.py`. [Speed](../speed.md) says what they mean."
 

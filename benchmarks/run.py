@@ -21,7 +21,7 @@ import switched
 import test_applying
 import test_reading
 from measure import speed_ratio, take_turns
-from test_kernel import FRAMES, family_tasks, numpy_select, peers, tasks
+from test_kernel import FRAMES, family_tasks, numpy_select, one_by_one, peers, tasks
 
 from gaincal.formulas import catalog
 
@@ -62,8 +62,8 @@ def kernel() -> Found:
         found[case] = {name: speed_ratio(times, name, "copy") for name in times if name != "copy"}
         small = take_turns(tasks(case, NUMPY_FRAMES) | {"numpy": numpy_select(case, NUMPY_FRAMES)}, ROUNDS)
         found[case]["kernel over numpy"] = speed_ratio(small, "kernel", "numpy")
-    times = take_turns(tasks("0 %", 1), 10 * ROUNDS)
-    found["0 %, a single frame"] = {"kernel": speed_ratio(times, "kernel", "copy")}
+    times = take_turns(one_by_one("0 %", FRAMES), ROUNDS)
+    found["0 %, frame by frame"] = {"kernel": speed_ratio(times, "kernel", "copy")}
     ratio = found["0 %"]["kernel"] / found["10 % random"]["kernel"]
     found["0 % over 10 %"] = {"kernel": ratio}
     return found

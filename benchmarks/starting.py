@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 FIRST_FRAME = "import gaincal; gaincal.open_calibrated({master!r})[0].values"
+PLAIN = "import sys; sys.modules |= dict.fromkeys(('dask', 'pint', 'scipy', 'sparse', 'flox'));"
+"""As if only what gaincal needs were installed: xarray imports whatever else it finds."""
 HELP = "from gaincal.cli import main; main(['--help'], standalone_mode=False)"
 
 
@@ -23,5 +25,6 @@ def seconds(code: str, rounds: int = 7) -> float:
 
 
 def all_starts(master: Path) -> dict[str, float]:
-    """Seconds until the help is there, and until the first calibrated frame of a run."""
-    return {"help": seconds(HELP), "first calibrated frame": seconds(FIRST_FRAME.format(master=str(master)))}
+    """Seconds until the help is there, and until the first calibrated frame of a run, also with dask and pint."""
+    frame = FIRST_FRAME.format(master=str(master))
+    return {"help": seconds(HELP), "first calibrated frame": seconds(PLAIN + frame), "with dask": seconds(frame)}

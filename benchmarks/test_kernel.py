@@ -45,6 +45,23 @@ def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def one_by_one(case: str, frames: int) -> dict[str, Callable[[], object]]:
+    """The copy of all frames, and the kernel called for each of them with the same room for its results."""
+    calibration = switched.calibration(frames)
+    words = aligned(switched.words(case, frames), np.uint16)
+    program = calibration.program("energy")
+    prepared = calibration.prepared(program)
+    out = empty_aligned((frames, words[0].size), np.float32)
+    flat, flat_out = words.reshape(-1), out.reshape(-1)
+
+    def kernel() -> None:
+        for k in range(frames):
+            one = slice(k, k + 1)
+            prepared.evaluate(calibration.by_frame(program, {"raw": words[one]}, one), out[:1])
+
+    return {"copy": lambda: copy(flat, flat_out), "kernel": kernel}
+
+
 def numpy_select(case: str, frames: int) -> Callable[[], object]:
     """What a careful user of NumPy writes."""
     calibration = switched.calibration(frames)

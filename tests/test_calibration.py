@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gaincal import calibration
 from gaincal.calibration import Calibration, ConstantMap, RawLayout, bind
 from gaincal.errors import BindError, RequestError
 from gaincal.formulas.catalog import get
@@ -325,3 +326,41 @@ def test_arrays_of_a_calibration_cannot_be_written() -> None:
     bound = jungfrau(gain=ConstantMap(np.ones((3, 4, 6), np.float32), STAGES))
     with pytest.raises(ValueError, match="read-only"):
         bound.arrays["gain"][0, 0, 0] = 7
+
+
+def computed(bound: Calibration, window: tuple[slice, ...]) -> Array:
+    """Energies of a window, by what is prepared for it."""
+    program, own = bound.program(), raw()[(slice(0, 5), *window)]
+    prepared = bound.prepared(program, window)
+    value = np.empty((5, prepared.pixels), np.float32)
+    prepared.evaluate(bound.by_frame(program, {"raw": own}, slice(0, 5), window), value)
+    return value
+
+
+@pytest.mark.parametrize("window", [*WINDOWS, ()])
+def test_what_is_prepared_of_a_window_gives_its_pixels_again_and_again(window: tuple[slice, ...]) -> None:
+    bound = jungfrau(inputs={"pixel_mask": np.eye(4, 6, dtype=np.uint32)})
+    program = bound.program()
+    wanted, _ = reference.evaluate(program, bound.block(program, {"raw": raw()}, slice(0, 5)))
+    for _ in range(3):
+        whole = wanted.reshape(5, 4, 6)[(slice(None), *window)]
+        np.testing.assert_array_equal(computed(bound, window), whole.reshape(5, -1))
+    assert bound.prepared(program, window) is bound.prepared(program, window)
+
+
+def test_few_windows_are_remembered() -> None:
+    bound = jungfrau()
+    program = bound.program()
+    windows = [(slice(y, y + 1), slice(0, x)) for y in range(4) for x in range(1, 7)]
+    for window in windows:
+        bound.prepared(program, window)
+    assert len(bound._prepared) <= calibration.MAX_WINDOWS < len(windows)
+
+
+def test_windows_whose_copies_are_large_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MAX_COPIED", 100)
+    bound = jungfrau()
+    program = bound.program()
+    assert bound.prepared(program) is bound.prepared(program)
+    inner = (slice(1, 3), slice(1, 5))
+    assert bound.prepared(program, inner) is not bound.prepared(program, inner)

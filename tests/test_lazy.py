@@ -351,6 +351,28 @@ def test_close_lets_go_of_every_file(own: Run) -> None:
     assert not _open_files(own)
 
 
+def test_a_view_remembers_how_it_computes_until_it_is_closed(own: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Evaluation] = []
+    real = Evaluation.__init__
+
+    def count(self: Evaluation, *arguments: Any) -> None:
+        made.append(self)
+        real(self, *arguments)
+
+    monkeypatch.setattr(Evaluation, "__init__", count)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    with open_calibrated(own.master) as view:
+        wanted = [view[k].values for k in range(3)]
+        assert len(made) == 1
+        monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+        same_bits(view[1].values, wanted[1])
+        assert [e.threads for e in made] == [1, 2]
+        view.close()
+        same_bits(view[2].values, wanted[2])
+        assert len(made) == 3
+        assert made[2].calibration is not made[1].calibration
+
+
 def test_the_end_of_a_with_block_closes(own: Run) -> None:
     with open_calibrated_dataset(own.master) as dataset:
         same_bits(dataset["energy"], own.expected("energy")[0])

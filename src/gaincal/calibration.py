@@ -88,7 +88,7 @@ class Calibration:
     defaulted: frozenset[str] = frozenset()
     large: Mapping[str, LargeConstant] = field(default_factory=dict)
     counted: frozenset[str] | None = None
-    _prepared: dict[object, Prepared] = field(default_factory=dict, init=False, repr=False)
+    _prepared: dict[object, tuple[Prepared, int]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def given(self) -> frozenset[str]:
@@ -193,18 +193,20 @@ class Calibration:
 
     def prepared(self, program: Program, window: tuple[slice, ...] = ()) -> Prepared:
         """The maps of a window as the kernel takes them, whatever the frame; remembered while they take little room."""
-        key = (program, tuple((s.start, s.stop) for s in window))
-        found = self._prepared.get(key)
-        if found is None:
-            maps = {i.name: self._map(program, i, window) for i in program.given if i.name not in program.by_frame}
-            lengths = [s.stop - s.start for s in window] or self.layout.pixels
-            found = Prepared(program, maps, math.prod(lengths), math.prod(self.runs(program, window)))
-            held = sum(p.copied for p in self._prepared.values()) + found.copied
-            if len(self._prepared) >= MAX_WINDOWS or held > MAX_COPIED:
-                self._prepared.clear()
-            if found.copied <= MAX_COPIED:
-                self._prepared[key] = found
-        return found
+        key = (program, tuple((s.start, s.stop, s.step) for s in window))
+        known = self._prepared.get(key)
+        if known is not None:
+            return known[0]
+        maps = {i.name: self._map(program, i, window) for i in program.given if i.name not in program.by_frame}
+        prepared = Prepared(program, maps, math.prod(self._lengths(window)), math.prod(self.runs(program, window)))
+        lying = {id(a): (n, a) for run in prepared.runs for n, a in run.maps.items()}
+        copied = sum(a.nbytes for n, a in lying.values() if not np.may_share_memory(a, self.arrays[n]))
+        held = [own for _, own in list(self._prepared.values())]
+        if len(held) >= MAX_WINDOWS or copied + sum(held) > MAX_COPIED:
+            self._prepared.clear()
+        if copied <= MAX_COPIED:
+            self._prepared[key] = prepared, copied
+        return prepared
 
     def _by_frame(
         self, program: Program, item: Input | Constant, frames: slice, count: int, window: tuple[slice, ...]
@@ -239,8 +241,12 @@ class Calibration:
         dims = self.formula.checked.pixel_dims
         depth = max((len(set(i.dims) & set(dims)) for i in program.given if i.name in program.partial), default=0)
         depth = max(depth, len(dims) - SLAB_DIMS) if self.large else depth
-        lengths = [len(range(*s.indices(n))) for s, n in zip(window, self.layout.pixels, strict=True)] if window else []
-        return tuple(lengths or self.layout.pixels)[:depth]
+        return self._lengths(window)[:depth]
+
+    def _lengths(self, window: tuple[slice, ...]) -> tuple[int, ...]:
+        """Pixels of a window along each of their dims."""
+        whole = self.layout.pixels
+        return tuple(len(range(*s.indices(n))) for s, n in zip(window, whole, strict=True)) if window else whole
 
 
 def _spread(array: Array, first: int, runs: tuple[int, ...]) -> Array:

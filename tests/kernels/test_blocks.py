@@ -251,6 +251,39 @@ def test_threads_that_compile_at_once_give_the_same_bits() -> None:
         list(pool.map(work, range(8)))
 
 
+def test_threads_that_prepare_at_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They find the same conditions, of which only those that stay may be pointed at."""
+    monkeypatch.setattr(blocks, "MIN_WORDS_PER_TASK", 1)
+    monkeypatch.setattr(blocks, "PIXELS_PER_TASK", 64)
+    program = staged()
+    for pixels in range(64, 5000, 617):
+        arrays = arrays_for(3, pixels, pixels)
+        wanted = bits(oracle(program, arrays, (3, pixels))[0])
+        prepared = blocks.Prepared.of(program, arrays, pixels)
+
+        def work(most: int, prepared: blocks.Prepared = prepared, arrays: dict[str, Array] = arrays) -> Array:
+            value = np.empty((3, prepared.pixels), np.float32)
+            for _ in range(3):
+                value[...] = 0
+                prepared.evaluate(arrays, value, None, most)
+            return value
+
+        with ThreadPoolExecutor(8) as pool:
+            for value in pool.map(work, [1, 2] * 8):
+                np.testing.assert_array_equal(bits(value), wanted)
+
+
+def test_what_is_prepared_is_asked_for_conditions_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, arrays = staged(), arrays_for(4, 200)
+    prepared = blocks.Prepared.of(program, arrays, 200)
+    value, flags = np.empty((4, 200), np.float32), np.empty((4, 200), np.uint32)
+    prepared.evaluate(arrays, value, flags)
+    wanted = value.tobytes(), flags.tobytes()
+    monkeypatch.setattr(blocks.Prepared, "_conditions", None)
+    prepared.evaluate(arrays, value, flags)
+    assert (value.tobytes(), flags.tobytes()) == wanted
+
+
 def _child(queue: multiprocessing.Queue[bool]) -> None:
     assert_same_bits(staged(), arrays_for(5, 100), (5, 100), 2)
     queue.put(True)

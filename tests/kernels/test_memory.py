@@ -127,6 +127,19 @@ def test_memory_is_not_used_again_while_anybody_can_see_it(view: Callable[[Array
     assert address in {block.ctypes.data for block in memory._IDLE.blocks.values()}
 
 
+def test_arrays_of_a_shelf_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "PIECE_BYTES", 1000)
+    shelf = memory.Shelf()
+    shapes = [(3, 7), (5,), (0, 4), (40, 9), (1,), (2, 2, 2), (30, 4)]
+    arrays = [shelf.empty(shape, "f4") for shape in shapes]
+    for k, array in enumerate(arrays):
+        array[...] = k
+    for k, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
+        assert array.shape == shape
+        assert array.ctypes.data % memory.ALIGNMENT == 0 or not array.size
+        assert (array == k).all()
+
+
 def test_the_memory_of_an_array_in_a_cycle_comes_back() -> None:
     class Owner:
         def __init__(self) -> None:

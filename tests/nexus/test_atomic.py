@@ -15,6 +15,7 @@ import pytest
 from hostile.harness import Run, constants, make_run
 
 from gaincal.errors import GaincalError, OutputError
+from gaincal.nexus import atomic
 from gaincal.nexus.atomic import PART, atomic_output, refuse_existing
 from gaincal.verbs.apply import apply
 from gaincal.verbs.embed import embed
@@ -53,6 +54,21 @@ def test_hdf5_of_the_oldest_kind_that_all_readers_know(tmp_path: Path) -> None:
     write(tmp_path / "out.h5")
     with h5py.File(tmp_path / "out.h5") as file:
         assert file.id.get_create_plist().get_version()[0] <= 3
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_writing_may_begin_early_where_the_system_can(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not known:
+        monkeypatch.setattr(atomic, "_sync_file_range", None)
+    target = tmp_path / "out.h5"
+    with atomic_output(target) as written:
+        for name in "abc":
+            written.file[name] = np.arange(100_000)
+            written.push()
+    with h5py.File(target) as file:
+        assert all((file[name][()] == np.arange(100_000)).all() for name in "abc")
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3), MemoryError()])

@@ -1,4 +1,4 @@
-"""Run a program over blocks of frames: choose the evaluator, split the work, keep the threads."""
+"""Run a compiled program over blocks of frames: maps laid out once, everything checked, the work cut up."""
 
 from __future__ import annotations
 
@@ -93,11 +93,6 @@ class Prepared:
     runs : int
         Into how many runs of pixels what is given for each frame takes them apart.
 
-    Attributes
-    ----------
-    copied : int
-        Bytes of maps that had to be copied.
-
     Raises
     ------
     ValueError
@@ -105,7 +100,7 @@ class Prepared:
     """
 
     def __init__(self, program: Program, maps: Mapping[str, Array], pixels: int, runs: int = 1) -> None:
-        self.program, self.maps, self.pixels = program, dict(maps), pixels
+        self.program, self.pixels = program, pixels
         self._items = {item.name: item for item in program.given}
         self._types, self._labels = dict(program.types), dict(program.labels)
         whole = {n: a if n in program.partial else np.ascontiguousarray(a) for n, a in maps.items()}
@@ -115,8 +110,6 @@ class Prepared:
             for name, array in fit.items():
                 self._check(name, array, 0)
             self.runs.append(Run(first, last, fit))
-        copies = (a for run in self.runs for n, a in run.maps.items() if not np.may_share_memory(a, maps[n]))
-        self.copied = sum(array.nbytes for array in copies)
         self._tables: dict[tuple[bool, ...], tuple[Any, Array, list[Array]]] = {}
 
     @classmethod
@@ -173,13 +166,14 @@ class Prepared:
             Most threads to use.
         """
         key = flags, marks, streaming
-        if key not in self._tables:
+        found = self._tables.get(key)
+        if found is None:
             kernel = compiled(self.program, *key)
             known = [self._conditions(kernel, run, threads) for run in self.runs]
             rows = [self._table(kernel, *own) for own in zip(self.runs, known, strict=True)]
-            self._tables[key] = kernel, np.array(rows, np.int64), known
-        kernel, tables, _ = self._tables[key]
-        return kernel, tables.copy()
+            # The first of several threads decides: conditions must live as long as anybody has their addresses.
+            found = self._tables.setdefault(key, (kernel, np.array(rows, np.int64), known))
+        return found[0], found[1].copy()
 
     def place(
         self, tables: npt.NDArray[np.int64], arrays: Mapping[str, Array | Rows | Packed], frames: int
