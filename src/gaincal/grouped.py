@@ -77,6 +77,7 @@ class GroupedProgram:
             keys = np.stack([own[n] for n in self.index] or [np.zeros(len(value))], axis=1)
             found, group = np.unique(keys, axis=0, return_inverse=True)
             results = [Rows.of(r[:, first:last]) for r in (value, flags) if r is not None]
+            prepared: Prepared | None = None
             for begin in range(0, len(found), self._labels_at_once(last - first)):
                 labels = found[begin : begin + self._labels_at_once(last - first)]
                 chosen = np.flatnonzero((group >= begin) & (group < begin + len(labels)))
@@ -86,7 +87,7 @@ class GroupedProgram:
                 edges = np.searchsorted(group[order], np.arange(begin, begin + len(labels) + 1)).tolist()
                 own_value, *own_flags = (r.take(order) for r in results)
                 taken = own_value, own_flags[0] if own_flags else None
-                prepared = Prepared.of(self.inner, given, last - first)
+                prepared = prepared or Prepared.of(self.inner, given, last - first)
                 prepared.evaluate(given, *taken, threads, list(pairwise(edges)))
 
     def _labels_at_once(self, pixels: int) -> int:
