@@ -122,9 +122,9 @@ def evaluating(
                 yield
             return
         assert not packed
-    value = (
-        results.value if isinstance(results.value, np.ndarray) else empty_aligned(results.shape, prepared.program.dtype)
-    )
+    value = results.value
+    if isinstance(value, Chunks):
+        value = empty_aligned(results.shape, prepared.program.dtype)
     flags = results.flags if isinstance(results.flags, np.ndarray) else None
     if isinstance(results.flags, Tally):
         flags = empty_aligned(results.shape, np.uint32)

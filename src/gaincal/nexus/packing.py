@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NoReturn
 
 import numpy as np
 
@@ -93,9 +94,8 @@ class Packing:
         rows = [row for piece, planned in pieces for row in self._rows(piece, planned)]
         self._wanted = np.array(rows, np.int64).reshape(len(rows), CHUNK_ITEMS)
         edges = np.cumsum(-(-self._wanted[:, SIZE] // ALIGNMENT) * ALIGNMENT)
-        self._room = empty_aligned(
-            (int(edges[-1]) if rows else 0,), np.uint8
-        )  # for all: pages of large memory are large
+        # One room for all chunks: pages of large memory are large.
+        self._room = empty_aligned((int(edges[-1]) if rows else 0,), np.uint8)
         self._wanted[1:, TARGET] = edges[:-1]
         self._wanted[:, TARGET] += self._room.ctypes.data
         self._fits, self._counter = np.zeros(len(rows), np.uint8), np.zeros(1, np.int64)
@@ -131,11 +131,13 @@ class Packing:
         return Packed(self._blocks, self._pixels, self._room, partial(_complain, self._pieces, *self._frames))
 
 
-def _complain(pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, frame: int, tile: int) -> None:
+def _complain(pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, frame: int, tile: int) -> NoReturn:
+    """Raise what is wrong with the chunk that holds a tile of one of some frames."""
     for piece, planned in pieces:
         for offset, place, tiles in _chunks(piece, planned, first, count):
             if place == frame and tiles.start <= tile < tiles.stop and piece.source is not None:
                 raise piece.source.fault(offset)
+    raise AssertionError(f"no chunk holds tile {tile} of frame {frame}")
 
 
 def _chunks(piece: Piece, planned: Plan, first: int, count: int) -> Iterator[tuple[tuple[int, ...], int, slice]]:
