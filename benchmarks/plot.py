@@ -119,7 +119,9 @@ PARTS = {
         "installed, too: xarray imports them where it finds them.",
     ),
 }
-INTRODUCTION = "Every number of one run of `python benchmarks/run.py`. [Speed](../speed.md) says what they mean."
+INTRODUCTION = (
+    "What `python benchmarks/run.py` measured on one machine (2 cores, Zen 4). [Speed](../speed.md) says what it means."
+)
 
 
 def draw(path: Path, picture: Picture, cases: Ratios) -> None:
