@@ -165,6 +165,26 @@ def test_what_is_held_of_large_constants_is_bounded(monkeypatch: pytest.MonkeyPa
     assert cache.held == sum(values.nbytes for _, values in cache._slabs.values())
 
 
+def test_slabs_in_use_hold_no_pieces_of_those_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    slab, labels = Y * X * 4, 40
+    monkeypatch.setattr("gaincal.kernels.memory.PIECE_BYTES", 3 * slab)
+    cache = constants._SlabCache(6 * slab)
+    values = InSlabs(np.arange(labels * Y * X, dtype=np.float32).reshape(labels, Y, X))
+    constant = constants.LargeConstant(values, (tuple(range(labels)),), "float32")
+    for label in range(labels):
+        for wanted in (label, *range(0, label, 3)):  # one of each piece is wanted again and again
+            np.testing.assert_array_equal(cache.planes(constant, ((0, wanted),), ())[0], values.slab((wanted,)))
+        pieces = {id(piece_of(held)) for _, held in cache._slabs.values()}
+        assert len(pieces) * 3 * slab <= cache.most + 2 * 3 * slab
+
+
+def piece_of(array: Array) -> Array:
+    """The array whose memory it is."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
 def test_a_large_constant_is_a_map_of_reals() -> None:
     head, _, rest = TEXT.partition('units = "ADU" }\noffset')
     text = f'{head}units = "ADU", dtype = "uint16" }}\noffset{rest}'

@@ -112,7 +112,11 @@ class LargeConstant:
 
 
 class _SlabCache:
-    """The slabs that were used last, of all constants of the process; those of one label lie together."""
+    """The slabs that were read last, of all constants of the process; those of one label lie together.
+
+    Who came first goes first, used or not: those that lie in one piece of the shelf then go together, and with
+    them the piece.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
@@ -125,10 +129,10 @@ class _SlabCache:
         self.held, self._lock, self._shelf = 0, threading.Lock(), Shelf()
 
     def planes(self, constant: LargeConstant, fixed: Fixed, leading: tuple[int, ...]) -> Array:
+        """The slabs of some labels (slab, *window), which are read unless they are held."""
         key = (id(constant), fixed, leading)
         with self._lock:
             if key in self._slabs:
-                self._slabs.move_to_end(key)
                 return self._slabs[key][1]
             values = self._shelf.empty(constant.shape(fixed), constant.compute)
         constant.load(fixed, leading, values)
