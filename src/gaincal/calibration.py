@@ -166,13 +166,11 @@ class Calibration:
         Returns
         -------
         dict of str to ndarray or Packed
-            As `gaincal.kernels.pipeline.evaluate` takes them.
+            As `gaincal.kernels.reference.evaluate` takes them, but for packed words.
         """
-        maps = [i for i in program.given if i.name not in {*program.by_frame, *words, *self.large}]
-        return {
-            **self.by_frame(program, words, frames, window),
-            **{i.name: self._map(program, i, window) for i in maps},
-        }
+        other = program.by_frame | self.large.keys()
+        maps = {i.name: self._map(program, i, window) for i in program.given if i.name not in other}
+        return maps | self.by_frame(program, words, frames, window)
 
     def by_frame(
         self, program: Program, words: Mapping[str, Array | Packed], frames: slice, window: tuple[slice, ...] = ()

@@ -61,7 +61,7 @@ class CalibratedArray(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> Array:
         """Read for one outer indexer per dim: runs of frames, the box around the pixels, then exactly these."""
         box = [_range(k, n) for k, n in zip(key, self.shape, strict=True)]
-        kept = tuple(0 if isinstance(k, (int, np.integer)) else slice(None) for k in key)
+        kept = tuple(0 if np.ndim(k) == 0 and not isinstance(k, slice) else slice(None) for k in key)
         if all(box):
             return self._box(box)[kept]
         wanted = [_positions(k, n) for k, n in zip(key, self.shape, strict=True)]
