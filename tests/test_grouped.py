@@ -142,40 +142,46 @@ def test_every_module_takes_its_own_cell() -> None:
 
 
 def test_frames_of_one_cell_read_its_planes_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "_CACHE", constants._SlabCache(1 << 30))
+    monkeypatch.setattr(constants, "CACHE", constants.Cache(1 << 30))
     calibration, words = bound(large=True)
     program = calibration.program("signal")
     value = np.empty((FRAMES, MODULES * Y * X), np.float32)
+    grouped = GroupedProgram(calibration, program)
     for _ in range(2):
-        GroupedProgram(calibration, program).evaluate(words, slice(0, FRAMES), WINDOWS[0], value, None, 1)
+        grouped.evaluate(words, slice(0, FRAMES), WINDOWS[0], value, None, 1)
     used = {(c, m) for m in range(MODULES) for c in calibration.arrays["cell"][:, m].tolist() if c in CELLS}
     held = calibration.large["offset"].values
     assert isinstance(held, InSlabs)
     assert held.reads == 2 * len(used)
 
 
-def test_what_is_held_of_large_constants_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = constants._SlabCache(3 * Y * X * 4)
-    monkeypatch.setattr(constants, "_CACHE", cache)
+@pytest.mark.parametrize("window", [WINDOWS[0], WINDOWS[2]])
+def test_what_is_held_of_large_constants_is_bounded(monkeypatch: pytest.MonkeyPatch, window: tuple[slice, ...]) -> None:
+    cache = constants.Cache(20 * Y * X * 4)
+    monkeypatch.setattr(constants, "CACHE", cache)
     calibration, words = bound(large=True)
     program = calibration.program("signal")
-    value = np.empty((FRAMES, MODULES * Y * X), np.float32)
-    GroupedProgram(calibration, program).evaluate(words, slice(0, FRAMES), WINDOWS[0], value, None, 1)
-    assert cache.held <= 3 * Y * X * 4
-    assert cache.held == sum(values.nbytes for _, values in cache._slabs.values())
+    part = {n: w[(slice(None), *window)] for n, w in words.items()}
+    value = np.empty(part["analog"].shape, np.float32).reshape(FRAMES, -1)
+    GroupedProgram(calibration, program).evaluate(part, slice(0, FRAMES), window, value, None, 1)
+    assert 0 < cache.held <= cache.most
+    assert cache.held == sum(found.nbytes for found in cache._found.values())
 
 
 def test_slabs_in_use_hold_no_pieces_of_those_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     slab, labels = Y * X * 4, 40
     monkeypatch.setattr("gaincal.kernels.memory.PIECE_BYTES", 3 * slab)
-    cache = constants._SlabCache(6 * slab)
+    cache = constants.Cache(6 * slab)
+    monkeypatch.setattr(constants, "CACHE", cache)
     values = InSlabs(np.arange(labels * Y * X, dtype=np.float32).reshape(labels, Y, X))
     constant = constants.LargeConstant(values, (tuple(range(labels)),), "float32")
     for label in range(labels):
         for wanted in (label, *range(0, label, 3)):  # one of each piece is wanted again and again
-            np.testing.assert_array_equal(cache.planes(constant, ((0, wanted),), ())[0], values.slab((wanted,)))
-        pieces = {id(piece_of(held)) for _, held in cache._slabs.values()}
-        assert len(pieces) * 3 * slab <= cache.most + 2 * 3 * slab
+            found = constant.part({0: wanted}, (), (slice(1, Y), slice(0, X)))
+            np.testing.assert_array_equal(found[:], values.slab((wanted,))[1:].ravel())
+        held = cache._found.values()
+        pieces = {id(piece_of(planes)) for planes in held if isinstance(planes, np.ndarray)}
+        assert 0 < len(pieces) * 3 * slab <= cache.most + 2 * 3 * slab
 
 
 def piece_of(array: Array) -> Array:

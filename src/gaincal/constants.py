@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +19,7 @@ from gaincal.kernels.memory import Shelf
 Array = npt.NDArray[Any]
 SLAB_DIMS = 2
 CACHE_BYTES = 512 << 20
+Held = TypeVar("Held", bound="Sized")
 Fixed = tuple[tuple[int, int], ...]
 """Numbers of axes, and a label along each."""
 
@@ -86,64 +86,80 @@ class LargeConstant:
         Returns
         -------
         ndarray (other axes ..., pixel)
+            Of whole slabs it is for the caller to remember it; those that a window was cut from are held here.
         """
         lengths = [len(axis) for k, axis in enumerate(self.labels) if k not in fixed]
+        size = self.values.shape[-SLAB_DIMS:]
         if any(label not in self._places[k] for k, label in fixed.items()):
-            rows, columns = (
-                len(range(*s.indices(n))) for s, n in zip(window, self.values.shape[-SLAB_DIMS:], strict=True)
-            )
+            rows, columns = (len(range(*s.indices(n))) for s, n in zip(window, size, strict=True))
             return np.full((*lengths, rows * columns), np.nan, self.compute)
-        planes = _CACHE.planes(self, tuple(fixed.items()), leading)[(slice(None), *window)]
-        return np.ascontiguousarray(planes).reshape(*lengths, -1)
+        known = tuple(fixed.items())
+        if all(s.indices(n) == (0, n, 1) for s, n in zip(window, size, strict=True)):
+            return self._planes(known, leading).reshape(*lengths, -1)
+        planes = CACHE.get((self, known, leading), lambda: self._planes(known, leading))
+        return np.ascontiguousarray(planes[(slice(None), *window)]).reshape(*lengths, -1)
 
-    def shape(self, fixed: Fixed) -> tuple[int, ...]:
-        """Of all slabs of some labels (slab, *window): whole ones, one behind the other."""
-        known = dict(fixed)
-        slabs = math.prod(len(axis) for k, axis in enumerate(self.labels) if k not in known)
-        return (slabs, *self.values.shape[-SLAB_DIMS:])
-
-    def load(self, fixed: Fixed, leading: tuple[int, ...], out: Array) -> None:
-        """Read the slabs of some labels into the type in which they are computed."""
+    def _planes(self, fixed: Fixed, leading: tuple[int, ...]) -> Array:
+        """Read the slabs of some labels (slab, *window) into the type in which they are computed."""
         known = dict(fixed)
         chosen = [[p[known[k]]] if k in known else range(len(p)) for k, p in enumerate(self._places)]
+        places = list(product(*chosen))
+        planes = CACHE.room((len(places), *self.values.shape[-SLAB_DIMS:]), self.compute)
         with np.errstate(over="ignore"):
-            for plane, place in zip(out, product(*chosen), strict=True):
+            for plane, place in zip(planes, places, strict=True):
                 plane[...] = self.values.slab((*place, *leading))
+        return planes
 
 
-class _SlabCache:
-    """The slabs that were read last, of all constants of the process; those of one label lie together.
+class Sized(Protocol):
+    """What takes memory."""
 
-    Who came first goes first, used or not: those that lie in one piece of the shelf then go together, and with
+    @property
+    def nbytes(self) -> int:
+        """So many bytes, always the same number."""
+
+
+class Cache:
+    """What was read last of all large constants of the process, and what was made of it.
+
+    What came first goes first, used or not: planes that lie in one piece of the shelf then go together, and with
     them the piece.
+
+    Parameters
+    ----------
+    most : int
+        Bytes that it holds; what came last is held whatever its size.
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.held = most, 0
-        self._slabs: OrderedDict[tuple[int, Fixed, tuple[int, ...]], tuple[LargeConstant, Array]] = OrderedDict()
+        self._found: OrderedDict[Hashable, Sized] = OrderedDict()
         self._lock, self._shelf = threading.Lock(), Shelf()
 
     def forget(self) -> None:
         """Start anew: another thread may have held the lock when the process was forked."""
-        self._slabs.clear()
+        self._found.clear()
         self.held, self._lock, self._shelf = 0, threading.Lock(), Shelf()
 
-    def planes(self, constant: LargeConstant, fixed: Fixed, leading: tuple[int, ...]) -> Array:
-        """The slabs of some labels (slab, *window), which are read unless they are held."""
-        key = (id(constant), fixed, leading)
+    def room(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
+        """Room for planes, which lie behind each other."""
         with self._lock:
-            if key in self._slabs:
-                return self._slabs[key][1]
-            values = self._shelf.empty(constant.shape(fixed), constant.compute)
-        constant.load(fixed, leading, values)
+            return self._shelf.empty(shape, dtype)
+
+    def get(self, key: Hashable, make: Callable[[], Held]) -> Held:
+        """What is held under a key, which is made unless it is there."""
         with self._lock:
-            if key not in self._slabs:
-                self._slabs[key] = (constant, values)  # with its owner, whose id is the key
-                self.held += values.nbytes
-            while self.held > self.most and len(self._slabs) > 1:
-                self.held -= self._slabs.popitem(last=False)[1][1].nbytes
-        return values
+            if key in self._found:
+                return self._found[key]  # type: ignore[return-value]
+        made = make()
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = made
+                self.held += made.nbytes
+            while self.held > self.most and len(self._found) > 1:
+                self.held -= self._found.popitem(last=False)[1].nbytes
+        return made
 
 
-_CACHE = _SlabCache(CACHE_BYTES)
-os.register_at_fork(after_in_child=_CACHE.forget)
+CACHE = Cache(CACHE_BYTES)
+os.register_at_fork(after_in_child=CACHE.forget)

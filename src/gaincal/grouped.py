@@ -6,21 +6,24 @@ cell by cell and module by module, with constants that have lost the axis of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gaincal import constants
 from gaincal.calibration import Calibration
 from gaincal.constants import SLAB_DIMS
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program, fix_axes
-from gaincal.kernels.blocks import Prepared
+from gaincal.kernels.blocks import Prepared, evaluate_groups
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.runs import split_runs
+from gaincal.kernels.threads import run_all
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
@@ -76,19 +79,20 @@ class GroupedProgram:
             module = tuple(p[int(k)] for p, k in zip(leading, places, strict=True))
             keys = np.stack([own[n] for n in self.index] or [np.zeros(len(value))], axis=1)
             found, group = np.unique(keys, axis=0, return_inverse=True)
-            results = [Rows.of(r[:, first:last]) for r in (value, flags) if r is not None]
-            prepared: Prepared | None = None
-            for begin in range(0, len(found), self._labels_at_once(last - first)):
-                labels = found[begin : begin + self._labels_at_once(last - first)]
-                chosen = np.flatnonzero((group >= begin) & (group < begin + len(labels)))
-                order = chosen[np.argsort(group[chosen], kind="stable")]  # a label's planes are used in a row
-                given = self._given(own, order, slice(first, last))
-                given |= self._planes(labels, group[order] - begin, module, window[-SLAB_DIMS:])
-                edges = np.searchsorted(group[order], np.arange(begin, begin + len(labels) + 1)).tolist()
-                own_value, *own_flags = (r.take(order) for r in results)
-                taken = own_value, own_flags[0] if own_flags else None
-                prepared = prepared or Prepared.of(self.inner, given, last - first)
-                prepared.evaluate(given, *taken, threads, list(pairwise(edges)))
+            order = np.argsort(group, kind="stable")  # a label's planes are used in a row
+            edges = np.searchsorted(group[order], np.arange(len(found) + 1))
+            values = Rows.of(value[:, first:last])
+            reasons = None if flags is None else Rows.of(flags[:, first:last])
+            maps = self._maps(own, slice(first, last))
+            most = self._labels_at_once(last - first)
+            for begin in range(0, len(found), most):
+                labels, edge = found[begin : begin + most].tolist(), edges[begin : begin + most + 1]
+                chosen = order[edge[0] : edge[-1]]
+                prepared = self._prepared(labels, module, window, maps, threads)
+                ranges = pairwise((edge - edge[0]).tolist())
+                groups = [(p, *frames_of) for p, frames_of in zip(prepared, ranges, strict=True)]
+                given = self._given(own, chosen, slice(first, last))
+                evaluate_groups(groups, given, values.take(chosen), reasons and reasons.take(chosen), threads)
 
     def _labels_at_once(self, pixels: int) -> int:
         """So many labels that their planes take no more than `PLANES_BYTES`."""
@@ -99,35 +103,51 @@ class GroupedProgram:
         return max(1, PLANES_BYTES // max(1, planes * pixels * np.dtype(self.inner.compute).itemsize))
 
     def _given(self, arrays: Mapping[str, Array], chosen: Array, pixels: slice) -> dict[str, Array | Rows]:
-        types = dict(self.inner.types)
+        """What is given for each frame, of some frames."""
         given: dict[str, Array | Rows] = {}
         for item in self.inner.given:
-            if item.name in self.calibration.large:
-                continue
-            array, dims = arrays[item.name], types[item.name].dims
-            if dims > {FRAME}:
-                given[item.name] = Rows.reading(array[:, pixels]).take(chosen)
-                continue
-            if FRAME in dims or not (dims or item.name in self.inner.labelled):
-                array = array[chosen]
-            given[item.name] = array[..., pixels] if dims - {FRAME} else array
+            if item.name in self.inner.by_row:
+                given[item.name] = Rows.reading(arrays[item.name][:, pixels]).take(chosen)
+            elif item.name in self.inner.by_frame:
+                given[item.name] = arrays[item.name][chosen]
         return given
 
-    def _planes(
-        self, labels: Array, group: Array, module: tuple[int, ...], window: tuple[slice, ...]
-    ) -> dict[str, Array | Rows]:
-        """The planes of large constants: for each frame those of its label, of which there is one copy."""
-        found: dict[str, Array | Rows] = {}
-        for item in self.inner.constants:
-            if item.name not in self.calibration.large:
-                continue
-            large, fixed = self.calibration.large[item.name], self.fixed[item.name]
-            columns = {axis: labels[:, self.index.index(name)].tolist() for axis, name in fixed.items()}
-            parts = [
-                large.part({axis: column[k] for axis, column in columns.items()}, module, window)
-                for k in range(len(labels))
-            ]
-            *axes, pixels = parts[0].shape
-            addresses = np.array([p.ctypes.data for p in parts], np.int64)[group]
-            found[item.name] = Rows(addresses, (*axes, len(group), pixels), parts[0].dtype, parts)
+    def _maps(self, arrays: Mapping[str, Array], pixels: slice) -> dict[str, Array]:
+        """What is the same in all frames, but for large constants."""
+        types, found = dict(self.inner.types), dict[str, Array]()
+        for item in self.inner.given:
+            if item.name not in self.inner.by_frame and item.name not in self.calibration.large:
+                array = arrays[item.name]
+                found[item.name] = array[..., pixels] if types[item.name].dims - {FRAME} else array
         return found
+
+    def _prepared(
+        self,
+        labels: Sequence[Sequence[int]],
+        module: tuple[int, ...],
+        window: tuple[slice, ...],
+        maps: Mapping[str, Array],
+        threads: int,
+    ) -> list[Prepared]:
+        """The planes of each label, as the kernel takes them; held for later if they are whole."""
+        inner, pixels = window[-SLAB_DIMS:], self.calibration.layout.pixels[-SLAB_DIMS:]
+        whole = all(s.indices(n) == (0, n, 1) for s, n in zip(inner, pixels, strict=True))
+        found: list[Prepared | None] = [None] * len(labels)
+
+        def find(k: int) -> None:
+            make = partial(self._prepare, labels[k], module, inner, maps)
+            found[k] = constants.CACHE.get((self, tuple(labels[k]), module), make) if whole else make()
+
+        run_all([partial(find, k) for k in range(len(labels))], threads)
+        return [p for p in found if p is not None]
+
+    def _prepare(
+        self, label: Sequence[int], module: tuple[int, ...], window: tuple[slice, ...], maps: Mapping[str, Array]
+    ) -> Prepared:
+        planes = {}
+        for name in self.fixed:
+            large = self.calibration.large[name]
+            fixed = {axis: label[self.index.index(index)] for axis, index in self.fixed[name].items()}
+            planes[name] = large.part(fixed, module, window)
+        pixels = next(iter(planes.values())).shape[-1]
+        return Prepared(self.inner, {**maps, **planes}, pixels)

@@ -279,7 +279,7 @@ def test_what_is_prepared_is_asked_for_conditions_once(monkeypatch: pytest.Monke
     value, flags = np.empty((4, 200), np.float32), np.empty((4, 200), np.uint32)
     prepared.evaluate(arrays, value, flags)
     wanted = value.tobytes(), flags.tobytes()
-    monkeypatch.setattr(blocks.Prepared, "_conditions", None)
+    monkeypatch.setattr(blocks.Prepared, "_known", None)
     prepared.evaluate(arrays, value, flags)
     assert (value.tobytes(), flags.tobytes()) == wanted
 
@@ -308,7 +308,7 @@ def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkey
     ended: list[int] = []
 
     class Interrupted:
-        address, conditions, results = 0, 0, 1
+        address, known, results = 0, (), 1
 
         def prepare(self, *_: int) -> None:
             pass

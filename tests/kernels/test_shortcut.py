@@ -7,7 +7,7 @@ import pytest
 from helpers import Array, assert_same_bits, declare, items, program_of
 
 from gaincal.formulas.catalog import get
-from gaincal.formulas.program import Labels, Program, program_for_output
+from gaincal.formulas.program import Labels, Program, fix_axes, program_for_output
 from gaincal.kernels.delivery import demands
 from gaincal.kernels.shortcut import find_shortcut
 
@@ -198,3 +198,77 @@ def test_a_question_about_an_entry_outside_the_table_gives_the_same_bits() -> No
     steps = {"k": "lookup(t, bits(raw, 14, 2) - 1)", "v": "where(k == -1, 7, k) + where(k != 3, 0.5, 0.25)"}
     program = program_of(declare(steps, tables={"t": [3, 4, 5, 6]}))
     assert_same_bits(program, {"raw": words()}, (12, PIXELS))
+
+
+ENDS = np.array([-np.inf, -3.5, -0.5, -0.0, 0, 0.5, 1, 4999.5, 5000, 5000.25, 65534, 65534.5, 65535, 65535.5, 65536])
+ENDS = np.array([*ENDS, 1e9, 3e38, np.inf, np.nan], np.float32)
+TWO_ENDS: dict[str, tuple[str, str | None]] = {"g": ("stage px", None), "a": ("px", None), "b": ("px", None)}
+
+
+def ended(stage: str, dtype: str = "uint16", compute: str = "float32") -> Program:
+    steps = {"stage": stage, "v": "g[stage] + raw"}
+    inputs = {"raw": ("frame px", dtype)}
+    flags = {"none": "stage < 0"}
+    formula = declare(steps, inputs=inputs, constants=TWO_ENDS, compute=compute, flags=flags)
+    return program_of(formula, {"g": ((0, 1, 2),)})
+
+
+@pytest.mark.parametrize("compute", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "where(raw > a, 1, 0) + where(raw > b, 1, 0)",
+        "where(raw >= a, 1, 0) + where(b < raw, 1, 0)",
+        "where(finite(a) and finite(b), where(a <= raw, 1, 0) + where(raw >= b, 1, 0), -1)",
+        "where(raw > a and not (raw > b), 1, where(raw > b, 2, 0))",
+        "where(not (raw > a), 0, where(b != b, -1, 1))",
+    ],
+)
+def test_an_end_of_words_never_changes_a_stage(stage: str, compute: str) -> None:
+    """Two ends for each group of pixels, and words around each: most groups are below, at or beyond their ends."""
+    program = ended(stage, compute=compute)
+    shortcut = find_shortcut(program)
+    assert shortcut is not None
+    assert shortcut.ends is not None
+    assert shortcut.ends.word == "raw"
+    a, b = (np.repeat(m.ravel(), 64).astype(compute) for m in np.meshgrid(ENDS, ENDS))
+    around = {int(w) for e in ENDS[np.abs(ENDS) < 70000] for w in np.floor(e) + np.arange(-1, 3) if 0 <= w < 65536}
+    raw = np.repeat(np.array(sorted(around), np.uint16)[:, None], a.size, axis=1)
+    raw[1::3, ::50] ^= 1
+    g = np.arange(3 * a.size, dtype=compute).reshape(3, -1)
+    assert_same_bits(program, {"raw": raw, "g": g, "a": a, "b": b}, raw.shape)
+
+
+def test_every_word_below_an_end_is_in_the_first_stage() -> None:
+    program = ended("where(raw > a, 1, 0) + where(raw > b, 1, 0)")
+    raw = np.arange(65536, dtype=np.uint16).reshape(-1, 64)
+    raw = np.repeat(raw[:, :, None], 2, axis=2).transpose(0, 2, 1).reshape(1024, 128)
+    a, b = np.full(128, 5000.5, np.float32), np.full(128, 60000, np.float32)
+    a[64:] = np.arange(64) * 1000
+    g = np.arange(3 * 128, dtype=np.float32).reshape(3, -1)
+    assert_same_bits(program, {"raw": raw, "g": g, "a": a, "b": b}, raw.shape)
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [
+        ("where(raw > a, 1, 0)", "uint32"),  # not every one is a float32
+        ("where(raw > a, 1, 0) + bits(raw, 0, 1)", "uint16"),
+        ("where(raw > 5000, 1, 0)", "uint16"),
+        ("where(raw < a, 1, 0)", "uint16"),
+        ("where(raw == a, 1, 0)", "uint16"),
+    ],
+)
+def test_other_stages_have_no_end(stage: str, dtype: str) -> None:
+    shortcut = find_shortcut(ended(stage, dtype))
+    assert shortcut is None or shortcut.ends is None
+
+
+def test_agipd_has_ends_where_its_cells_are_taken_one_by_one() -> None:
+    program = catalogue_program("agipd")
+    assert getattr(find_shortcut(program), "ends", None) is None
+    one, _ = fix_axes(program, frozenset(("thresholds", "offset", "relative_gain")))
+    shortcut = find_shortcut(one)
+    assert shortcut is not None
+    assert shortcut.ends is not None
+    assert shortcut.ends.word == "digital"

@@ -251,7 +251,7 @@ def fix_axes(program: Program, names: frozenset[str]) -> tuple[Program, dict[str
     Returns
     -------
     program : Program
-        Its constants among the names are another for each frame.
+        Its constants among the names are those of one label.
     fixed : dict of str to dict of int to str
         For each of these constants: the input that chooses, by the number of the axis.
     """
@@ -278,8 +278,7 @@ def fix_axes(program: Program, names: frozenset[str]) -> tuple[Program, dict[str
     for name, axes in program.labels:
         left = tuple(axis for k, axis in enumerate(axes) if k not in fixed.get(name, {}))
         axis_names = tuple(a for k, a in enumerate(types[name].axes) if k not in fixed.get(name, {}))
-        changing = {FRAME} if name in fixed else set[str]()
-        types[name] = replace(types[name], axes=axis_names, dims=types[name].dims | changing)
+        types[name] = replace(types[name], axes=axis_names)
         labels += [(name, left)] if left else []
     kept = tuple((n, k) for n, k in types.items() if n not in replaced)
     value = replaced.get(program.value, program.value)

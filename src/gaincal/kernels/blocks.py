@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
-from gaincal.kernels.memory import ALIGNMENT
+from gaincal.kernels.memory import ALIGNMENT, empty_aligned
 from gaincal.kernels.packed import Packed
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.runs import split_runs
@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 MIN_WORDS_PER_TASK = 1 << 18
 PIXELS_PER_TASK = 1 << 14
 PIXELS_PER_WORD = 64
+KNOWN_BYTES = 4
+"""Taken to be what kernels of one program want to know of a pixel: an end of 16 bits, and a few conditions."""
 STREAMED_BYTES = 4 << 20
 """Larger results bypass the cache, where they would take the place of the constants."""
 
@@ -50,6 +52,45 @@ def evaluate(
     """
     _, pixels = value.shape
     Prepared.of(program, arrays, pixels).evaluate(arrays, value, flags, threads)
+
+
+def evaluate_groups(
+    groups: Sequence[tuple[Prepared, int, int]],
+    arrays: Mapping[str, Array | Rows],
+    value: Array | Rows,
+    flags: npt.NDArray[np.uint32] | Rows | None = None,
+    threads: int = 1,
+) -> None:
+    """Compute a block of frames of which some have other maps than others.
+
+    Parameters
+    ----------
+    groups : sequence of (Prepared, int, int)
+        What computes frames from the first number to the one before the second: one program and frames of one size,
+        and, where they are several, of one run.
+    arrays : mapping of str to ndarray or Rows
+        What is given for each frame.
+    value, flags, threads
+        As for `evaluate`.
+    """
+    frames, pixels = value.shape
+    some, _, _ = groups[0]
+    wanted = ((value, some.program.dtype), (flags, "uint32"))
+    results = [_result(r, dtype, (frames, some.pixels)) for r, dtype in wanted if r is not None]
+    streaming = all(leaves_cache(result, run.first) for run in some.runs for result in results)
+    found = [prepared.tables(flags is not None, False, streaming, threads) for prepared, _, _ in groups]
+    kernel, tables = found[0][0], np.concatenate([own for _, own in found])
+    kept = some.place(tables, arrays, frames)  # the kernel knows only where things lie
+    for number, result in enumerate(results, len(some.program.given)):
+        tables[:, number] = result.addresses.ctypes.data
+    runs = [(run, begin, end) for prepared, begin, end in groups for run in prepared.runs]
+    jobs = [
+        partial(kernel, table, begin, end, pixels, *part)
+        for (run, begin, end), table in zip(runs, addresses_of(tables), strict=True)
+        for part in _split(end - begin, run.first, run.last, threads)
+    ]
+    run_all(jobs, threads)
+    del kept
 
 
 def _result(result: Array | Rows, dtype: str, shape: tuple[int, ...]) -> Rows:
@@ -93,6 +134,11 @@ class Prepared:
     runs : int
         Into how many runs of pixels what is given for each frame takes them apart.
 
+    Attributes
+    ----------
+    nbytes : int
+        Of the maps, and of what kernels want to know of each pixel beforehand.
+
     Raises
     ------
     ValueError
@@ -110,7 +156,8 @@ class Prepared:
             for name, array in fit.items():
                 self._check(name, array, 0)
             self.runs.append(Run(first, last, fit))
-        self._tables: dict[tuple[bool, ...], tuple[Any, Array, list[Array]]] = {}
+        self.nbytes = sum(a.nbytes for run in self.runs for a in run.maps.values()) + KNOWN_BYTES * pixels
+        self._tables: dict[tuple[bool, ...], tuple[Any, Array, list[list[Array]]]] = {}
 
     @classmethod
     def of(cls, program: Program, arrays: Mapping[str, Array | Rows | Packed], pixels: int) -> Prepared:
@@ -125,7 +172,6 @@ class Prepared:
         value: Array | Rows,
         flags: npt.NDArray[np.uint32] | Rows | None = None,
         threads: int = 1,
-        groups: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Compute a block of frames.
 
@@ -135,25 +181,8 @@ class Prepared:
             What is given for each frame, as for `gaincal.kernels.blocks.evaluate`.
         value, flags, threads
             As for `gaincal.kernels.blocks.evaluate`.
-        groups : sequence of (int, int)
-            First and last frames that are taken together, one group after the other; all if there are none.
         """
-        frames, pixels = value.shape
-        wanted = ((value, self.program.dtype), (flags, "uint32"))
-        results = [_result(r, dtype, (frames, self.pixels)) for r, dtype in wanted if r is not None]
-        streaming = all(leaves_cache(result, run.first) for run in self.runs for result in results)
-        kernel, tables = self.tables(flags is not None, False, streaming, threads)
-        kept = self.place(tables, arrays, frames)  # the kernel knows only where things lie
-        for number, result in enumerate(results, len(self.program.given)):
-            tables[:, number] = result.addresses.ctypes.data
-        jobs = [
-            partial(kernel, table, begin, end, pixels, *part)
-            for run, table in zip(self.runs, addresses_of(tables), strict=True)
-            for begin, end in groups or [(0, frames)]
-            for part in _split(end - begin, run.first, run.last, threads)
-        ]
-        run_all(jobs, threads)
-        del kept
+        evaluate_groups([(self, 0, value.shape[0])], arrays, value, flags, threads)
 
     def tables(self, flags: bool, marks: bool, streaming: bool, threads: int) -> tuple[Any, npt.NDArray[np.int64]]:
         """The kernel, and for every run what it wants to know, with 0 for what is given by frame, and the results.
@@ -169,9 +198,9 @@ class Prepared:
         found = self._tables.get(key)
         if found is None:
             kernel = compiled(self.program, *key)
-            known = [self._conditions(kernel, run, threads) for run in self.runs]
+            known = [self._known(kernel, run, threads) for run in self.runs]
             rows = [self._table(kernel, *own) for own in zip(self.runs, known, strict=True)]
-            # The first of several threads decides: conditions must live as long as anybody has their addresses.
+            # The first of several threads decides: what is known must live as long as anybody has its address.
             found = self._tables.setdefault(key, (kernel, np.array(rows, np.int64), known))
         return found[0], found[1].copy()
 
@@ -203,19 +232,21 @@ class Prepared:
                 tables[:, number] = addresses_of(lying) if lying.ndim > 1 else lying.ctypes.data
         return placed
 
-    def _table(self, kernel: Any, run: Run, conditions: Array) -> list[int]:
+    def _table(self, kernel: Any, run: Run, known: list[Array]) -> list[int]:
         maps = [run.maps[i.name].ctypes.data if i.name in run.maps else 0 for i in self.program.given]
-        return [*maps, *[0] * kernel.results, run.first, *addresses_of(conditions)]
+        return [*maps, *[0] * kernel.results, run.first, *(a.ctypes.data for a in known)]
 
-    def _conditions(self, kernel: Any, run: Run, threads: int) -> Array:
-        """The conditions of a run (condition, byte) that a kernel wants to know beforehand: no frame is looked at."""
-        room = -(-(run.last - run.first) // PIXELS_PER_WORD) * PIXELS_PER_WORD // 8
-        conditions = np.zeros((kernel.conditions, room), np.uint8)
-        table = np.array(self._table(kernel, run, conditions), np.int64)
+    def _known(self, kernel: Any, run: Run, threads: int) -> list[Array]:
+        """What a kernel wants to know beforehand of the pixels of a run: no frame is looked at."""
+        pixels = -(-(run.last - run.first) // PIXELS_PER_WORD) * PIXELS_PER_WORD
+        known = [empty_aligned((pixels * width // 8,), np.uint8) for width in kernel.known]
+        for array in known:
+            array[...] = 0
+        table = np.array(self._table(kernel, run, known), np.int64)
         parts = _split(1, run.first, run.last, threads)
         jobs = [partial(kernel.prepare, table.ctypes.data, self.pixels, *part) for part in parts]
-        run_all(jobs if kernel.conditions else [], threads)
-        return conditions
+        run_all(jobs if known else [], threads)
+        return known
 
     def _check(self, name: str, array: Array | Packed | Rows, frames: int) -> None:
         """Whether an array is what the kernel takes for granted: for one run, or partial and for all of them."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -23,9 +23,9 @@ from gaincal.kernels import groups
 from gaincal.kernels.groups import FLAGS, MARKS, VALUE, Frame, GroupEmitter, Layout, Path, Rows
 from gaincal.kernels.lowering import Lowering
 from gaincal.kernels.results import LANES
-from gaincal.kernels.shortcut import usual_planes
+from gaincal.kernels.shortcut import above
 from gaincal.kernels.still import known, pixelwise
-from gaincal.kernels.vectors import INT64, Builder, Value
+from gaincal.kernels.vectors import BIT, INT64, Builder, Room, Value
 
 MANY_MIXED = 2
 """Where more than one group in so many is of several stages, constants of all stages are needed all the time."""
@@ -37,17 +37,17 @@ class Kernel:
 
     Attributes
     ----------
-    conditions : int
-        How many conditions on maps alone it wants to know of every pixel, beforehand.
+    known : tuple of int
+        What it wants to know of every pixel beforehand, from maps alone: conditions of 1 bit, numbers of 16.
     results : int
         How many addresses of results it takes.
     address : int
         Of the compiled function.
     """
 
-    def __init__(self, compute: Any, prepare: Any, conditions: int, results: int) -> None:
+    def __init__(self, compute: Any, prepare: Any, known: tuple[int, ...], results: int) -> None:
         self._owners = compute, prepare
-        self.conditions, self.results, self.address = conditions, results, int(compute.address)
+        self.known, self.results, self.address = known, results, int(compute.address)
         self._compute, self._prepare = (f and _SIGNATURE(int(f.address)) for f in self._owners)
 
     def __call__(self, addresses: int, begin: int, end: int, pixels: int, first: int, last: int) -> None:
@@ -55,7 +55,7 @@ class Kernel:
         self._compute(addresses, begin, end, pixels, first, last)
 
     def prepare(self, addresses: int, pixels: int, first: int, last: int) -> None:
-        """Compute the conditions of some pixels, which no frame changes."""
+        """Compute what is known of some pixels beforehand, which no frame changes."""
         self._prepare(addresses, 0, 0, pixels, first, last)
 
 
@@ -67,23 +67,23 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
     -------
     kernel : callable (addresses, begin, end, pixels, first, last) -> None
         ``addresses`` points to int64 numbers: the addresses of the arrays of the layout, of the
-        output, the flags and their marks, the pixel with which conditions begin, and the addresses of these, a
-        bit a pixel, which `Kernel.prepare` computes.
+        output, the flags and their marks, the pixel with which what is known beforehand begins, and the addresses
+        of this, which `Kernel.prepare` computes.
         Words, constants that are another for each frame, output and flags are each given as an
         array of addresses, one for the first pixel of every frame; per-frame inputs (frames,) and
         maps (planes, pixels) are contiguous.
         Pixels ``first`` to ``last`` of frames ``begin`` to ``end`` are computed.
         Runs without the interpreter's lock and checks nothing: see `gaincal.kernels.blocks`.
     """
-    conditions: list[int] = []
+    known: list[tuple[int, ...]] = []
 
     def emit(emitter: _Emitter) -> None:
-        conditions.append(len(emitter.bits))
+        known.append(tuple(room.width for room in emitter.known))
         emitter.emit()
 
     compute = _function(program, layout, emit)
-    prepare = _function(program, layout, _Emitter.emit_conditions) if conditions[0] else None
-    return Kernel(compute, prepare, conditions[0], layout.results)
+    prepare = _function(program, layout, _Emitter.emit_known) if known[0] else None
+    return Kernel(compute, prepare, known[0], layout.results)
 
 
 def _function(program: Program, layout: Layout, emit: Callable[[_Emitter], None]) -> Any:
@@ -107,11 +107,13 @@ def _function(program: Program, layout: Layout, emit: Callable[[_Emitter], None]
 class _Emitter(GroupEmitter):
     """Emits the loops of one kernel."""
 
-    def emit_conditions(self) -> None:
+    def emit_known(self) -> None:
         """Everything that can be said of pixels before there is a frame."""
         with self._tiles(self.first, self.last, ir.Constant(INT64, groups.TILE)) as (low, whole, _):
             for path in self.paths:
                 self._keep(self._at(path, low), low, whole, True)
+            if self.ends is not None:
+                self._keep_ends(self.ends, low, whole)
 
     def emit(self) -> None:
         """The frames, tile by tile."""
@@ -141,7 +143,7 @@ class _Emitter(GroupEmitter):
         ahead = self._rows(self.b.select(last, self.begin, following))
         skip = self.b.select(last, self.b.sub(high, low), ir.Constant(INT64, 0))
         with self._range(low, whole, groups.GROUP) as pixel:
-            self._prefetch(ahead, self.b.add(pixel, skip), last)
+            self._prefetch(ahead, self.b.add(pixel, skip))
             self._group(frame, pixel, low)
         with self._range(whole, high, 1) as pixel:
             usual, one = self.paths[0], Lowering(self.b, self.program, 1)
@@ -194,22 +196,30 @@ class _Emitter(GroupEmitter):
             if conditions and path.sound is not None:
                 lowering.keep(self._all(lowering, path.still, values, lowering.true()), path.sound, place)
 
-    def _prefetch(self, rows: Rows, pixel: Value, last: Value) -> None:
-        """Fetch what the next frame needs: a tile is too short for the processor to see it coming.
+    def _keep_ends(self, room: Room, low: Value, whole: Value) -> None:
+        """Note below which word each pixel is in the first stage; too low an end only takes the usual way."""
+        shortcut = self.shortcut
+        assert shortcut
+        assert shortcut.ends
+        compared = shortcut.ends.comparisons
+        with self._range(low, whole, LANES) as pixel:
+            lowering = Lowering(self.b, self.program, LANES)
+            values: dict[str, Value] = {}
+            self._compute(lowering, [above(step)[1] for step in compared], {}, pixel, values)
+            ends = [lowering.end(values[above(s)[1]], s.operation in ("greater", "less")) for s in compared]
+            end = reduce(lambda a, b: self.b.select(self.b.icmp_unsigned("<", a, b), a, b), ends)
+            values |= dict.fromkeys((step.name for step in compared), ir.Constant(BIT, 0))
+            self._compute(lowering, [shortcut.name], {}, pixel, values)
+            stage = lowering.splat(values[shortcut.name])
+            first = lowering.compare("==", stage, lowering.constant(stage.type, shortcut.low))
+            kept = self.b.select(first, end, lowering.constant(end.type, 0))
+            lowering.keep(kept, room, self.b.sub(pixel, self.origin))
 
-        Frames that are taken together share their constants, which are new only behind the last of them.
-        """
+    def _prefetch(self, rows: Rows, pixel: Value) -> None:
+        """Fetch what the next frame needs: a tile is too short for the processor to see it coming."""
         lowering = Lowering(self.b, self.program, groups.GROUP)
-        constants = {item.name for item in self.program.constants} & self.by_row.keys()
         for name, size in self.by_row.items():
             written = name in (VALUE, FLAGS, MARKS)
             rare = self.layout.marks and name in (FLAGS, MARKS)
-            if name not in constants and not rare and not (written and self.layout.streaming):
+            if not rare and not (written and self.layout.streaming):
                 lowering.prefetch(lowering.offset(rows[name], pixel, size), groups.GROUP * size, written)
-        if constants:
-            with self.b.if_then(last):
-                for name, plane in usual_planes(self.program, self.paths[-1].types):
-                    if name in constants:
-                        place = self.b.add(self.b.mul(self.pixels, ir.Constant(INT64, plane)), pixel)
-                        size = self.by_row[name]
-                        lowering.prefetch(lowering.offset(rows[name], place, size), groups.GROUP * size, False)

@@ -22,7 +22,7 @@ from gaincal.kernels.results import LANES
 from gaincal.kernels.selection import Selection
 from gaincal.kernels.shortcut import find_shortcut, rare_words
 from gaincal.kernels.still import kept_names, needed, pixelwise, still_names
-from gaincal.kernels.vectors import BIT, INT8, INT32, INT64, Builder, Room, Value, storage_type
+from gaincal.kernels.vectors import BIT, INT8, INT16, INT32, INT64, Builder, Room, Value, storage_type
 
 TILE = 2048
 GROUP = 64
@@ -122,7 +122,7 @@ class GroupEmitter:
         self.size = np.dtype(program.dtype).itemsize
         results = (VALUE, FLAGS, MARKS)[: layout.results]
         names = [*(name for name, _ in layout.arrays), *results]
-        self.table, self.bits = addresses, list[Room]()
+        self.table, self.known = addresses, list[Room]()
         self.addresses = {name: self._entry(k) for k, name in enumerate(names)}
         self.origin, self.entries = self._entry(len(names)), len(names) + 1
         by_frame = [i.name for i in program.given if self.types[i.name].dims > {FRAME}]
@@ -135,6 +135,7 @@ class GroupEmitter:
         self.paths = [self._path(0, dict(program.types), {})]
         if self.shortcut is not None:
             self.paths.append(self._path(1, self.shortcut.types, self.paths[0].kept))
+        self.ends = self._given(INT16) if self.shortcut is not None and self.shortcut.ends is not None else None
         self.here = self.paths
         self.again, self.mixed = (cgutils.alloca_once(builder, kind) for kind in (BIT, INT64))
         self.sums = list[Value]()
@@ -147,9 +148,9 @@ class GroupEmitter:
         for name in kept_names(self.program, types, [*self._results(asked), *self.whens]):
             if name not in kept:
                 logical = types[name].kind == "logical"
-                kept[name] = self._condition() if logical else lowering.room(types[name], TILE)
+                kept[name] = self._given(INT8) if logical else lowering.room(types[name], TILE)
         demanded = [d for d in conditions if d[0] in still]
-        sound = self._condition() if demanded else None
+        sound = self._given(INT8) if demanded else None
         return Path(number, types, demanded, asked, sound, kept)
 
     def _entry(self, number: int) -> Value:
@@ -157,10 +158,10 @@ class GroupEmitter:
         table = self.b.inttoptr(self.table, INT64.as_pointer())
         return self.b.load(self.b.gep(table, [ir.Constant(INT64, number)]))
 
-    def _condition(self) -> Room:
-        """Where a condition is given, one bit a pixel."""
-        self.bits.append(Room(self._entry(self.entries + len(self.bits)), INT8))
-        return self.bits[-1]
+    def _given(self, element: Value) -> Room:
+        """Where something is given that was computed beforehand: conditions, one bit a pixel, or numbers."""
+        self.known.append(Room(self._entry(self.entries + len(self.known)), element))
+        return self.known[-1]
 
     def _at(self, path: Path, low: Value) -> Path:
         """A path whose conditions begin with the first pixel of a tile."""
@@ -361,6 +362,8 @@ class GroupEmitter:
     def _elsewhere(self, frame: Frame, pixel: Value) -> Value:
         """Whether any pixel of a group lies outside the bounds of the shortcut."""
         assert self.shortcut is not None
+        if self.ends is not None:
+            return self._beyond_ends(frame, pixel)
         name, low, most = self.shortcut.name, self.shortcut.low, self.shortcut.high - self.shortcut.low
         if name in self.by_row:
             lowering = Lowering(self.b, self.program, GROUP)
@@ -377,6 +380,16 @@ class GroupEmitter:
             )
             outside = self.b.or_(*lowering.alike(outside, above))
         return lowering.any(outside)
+
+    def _beyond_ends(self, frame: Frame, pixel: Value) -> Value:
+        """Whether any word of a group is at its end, or beyond."""
+        assert self.shortcut
+        assert self.shortcut.ends
+        assert self.ends
+        lowering, size = Lowering(self.b, self.program, GROUP), INT16.width // 8
+        places = (frame.rows[self.shortcut.ends.word], pixel), (self.ends.start, self.b.sub(pixel, self.origin))
+        words, ends = (lowering.load(lowering.offset(*place, size), INT16, True) for place in places)
+        return lowering.any(self.b.icmp_unsigned(">=", words, ends))
 
     def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None, rows: Rows) -> Value:
         if step.operation != "select":

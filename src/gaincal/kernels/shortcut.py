@@ -9,12 +9,14 @@ selections vanish.  The rules that type the steps find this by themselves.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from gaincal.formulas.checks import FRAME, literal_type, literal_value
 from gaincal.formulas.formula import Step
 from gaincal.formulas.operations import OPERATIONS, Type
 from gaincal.formulas.program import Program
+from gaincal.kernels.still import still_names
 
 OPPOSITE = {
     "less": "greater_equal",
@@ -24,8 +26,26 @@ OPPOSITE = {
     "equal": "not_equal",
     "not_equal": "equal",
 }
+ABOVE = ("greater", "greater_equal", "less", "less_equal")
+END_DTYPE = "uint16"
 MOST_CODES = 16
 """Bits that can have more values than this do not tell a stage."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Why a stage is the first: a word lies below an end that each pixel has, whatever the frame.
+
+    Parameters
+    ----------
+    word : str
+        A uint16.
+    comparisons : tuple of Step
+        Whether the word is above a map of reals: the stage comes from these and from maps alone.
+    """
+
+    word: str
+    comparisons: tuple[Step, ...]
 
 
 @dataclass(frozen=True)
@@ -40,12 +60,15 @@ class Shortcut:
         The bounds.
     types : dict of str to Type
         Types of everything under the assumption.
+    ends : Ends, optional
+        How to ask for it in another way than to compute it.
     """
 
     name: str
     low: int
     high: int
     types: dict[str, Type]
+    ends: Ends | None = None
 
 
 def find_shortcut(program: Program) -> Shortcut | None:
@@ -66,7 +89,8 @@ def find_shortcut(program: Program) -> Shortcut | None:
             continue  # labels may name what no word can give
         types = _narrowed(program, candidate, low, high)
         if not types[name].dims > {FRAME}:
-            found.append(Shortcut(candidate, low, high, types))
+            ends = find_ends(program, name) if candidate == name else None
+            found.append(Shortcut(candidate, low, high, types, ends))
     first = (label, label)
     return min(found, key=lambda s: (s.name == name, (s.types[name].low, s.types[name].high) != first), default=None)
 
@@ -103,19 +127,38 @@ def rare_words(program: Program) -> dict[str, tuple[str, int]]:
     return found
 
 
-def usual_planes(program: Program, types: Mapping[str, Type]) -> list[tuple[str, int]]:
-    """The planes of constants that most pixels need, under some types: the first where an index varies by pixel."""
-    labels, found = dict(program.labels), dict[tuple[str, int], None]()
-    for step in program.steps:
-        if step.operation != "select":
+def find_ends(program: Program, name: str) -> Ends | None:
+    """How a step comes from maps and from comparisons of one word with maps, if it does."""
+    still, steps = still_names(program, dict(program.types)), {step.name: step for step in program.steps}
+    words = {i.name for i in program.inputs if i.name in program.by_row and i.dtype == END_DTYPE}
+    left, found = [name], dict[str, Step]()
+    while left:
+        asked = left.pop()
+        if asked in still or literal_value(asked) is not None or asked in found:
             continue
-        plane = 0
-        for axis, index in zip(labels[step.arguments[0]], step.arguments[1:], strict=True):
-            number = literal_value(index)
-            number = types[index].low if number is None and types[index].low == types[index].high else number
-            plane = plane * len(axis) + (axis.index(int(number)) if number in axis else 0)
-        found[step.arguments[0], plane] = None
-    return list(found)
+        step = steps.get(asked)
+        if step is None:
+            return None
+        if _exceeds(program, step, words, still):
+            found[asked] = step
+        else:
+            left += step.arguments
+    compared = {word for step in found.values() for word in words.intersection(step.arguments)}
+    return Ends(compared.pop(), tuple(found.values())) if len(compared) == 1 else None
+
+
+def above(step: Step) -> tuple[str, str]:
+    """The word and the number of a comparison that asks whether the one is above the other."""
+    a, b = step.arguments
+    return (a, b) if step.operation.startswith("greater") else (b, a)
+
+
+def _exceeds(program: Program, step: Step, words: AbstractSet[str], still: AbstractSet[str]) -> bool:
+    """Whether a step asks if a word is above a map of reals."""
+    if step.operation not in ABOVE:
+        return False
+    word, end = above(step)
+    return word in words and end in still and dict(program.types)[end].kind == "real"
 
 
 def _stage(program: Program, kinds: dict[str, Type]) -> tuple[str, int] | None:

@@ -16,7 +16,7 @@ from numba.core import cgutils
 
 from gaincal.formulas.operations import NO_STAGE, Type
 
-BIT, INT8, INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 32, 64))
+BIT, INT8, INT16, INT32, INT64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 SINGLE, DOUBLE = ir.FloatType(), ir.DoubleType()
 Value = Any  # llvmlite's types differ from version to version
 Builder = Any
@@ -69,6 +69,11 @@ class Room:
     def conditions(self) -> bool:
         """Whether bits are kept: no number is as narrow as a byte."""
         return bool(self.element == INT8)
+
+    @property
+    def width(self) -> int:
+        """Bits for a pixel."""
+        return 1 if self.conditions else 8 * _bytes(self.element)
 
 
 class Vectors:
@@ -334,6 +339,16 @@ class Vectors:
         kind = self.shaped(a, integer)
         exponent = self.b.and_(self.b.bitcast(a, kind), self.constant(kind, mask))
         return self.b.icmp_signed("!=", exponent, self.constant(kind, mask))
+
+    def end(self, bound: Value, included: bool) -> Value:
+        """The first uint16 above a real (or, if not `included`, at it); the last of all where there is none."""
+        bound = self.splat(bound)
+        whole = self.intrinsic("llvm.floor" if included else "llvm.ceil", bound)
+        found = self.b.fadd(whole, self.constant(whole.type, 1)) if included else whole
+        most, least = self.constant(whole.type, 0xFFFF), self.constant(whole.type, 0)
+        found = self.b.select(self.b.fcmp_unordered(">", found, most), most, found)
+        found = self.b.select(self.b.fcmp_ordered("<", found, least), least, found)
+        return self.b.trunc(self.b.fptoui(found, self.shaped(found, INT32)), self.shaped(found, INT16))
 
     def negation(self, a: Value) -> Value:
         """The opposite of a condition."""
