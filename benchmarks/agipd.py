@@ -44,7 +44,7 @@ class InMemory:
     def dtype(self) -> np.dtype[Any]:
         return self.values.dtype
 
-    def slab(self, place: tuple[int, ...]) -> Array:
+    def slab(self, place: tuple[int, ...], out: Array | None = None) -> Array:  # noqa: ARG002
         return np.asarray(self.values[place])
 
 

@@ -65,7 +65,7 @@ class InSlabs:
     def dtype(self) -> np.dtype[Any]:
         return self.values.dtype
 
-    def slab(self, place: tuple[int, ...]) -> Array:
+    def slab(self, place: tuple[int, ...], out: Array | None = None) -> Array:  # noqa: ARG002
         self.reads += 1
         return np.asarray(self.values[place])
 

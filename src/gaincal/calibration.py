@@ -29,6 +29,7 @@ from gaincal.kernels.memory import aligned
 from gaincal.kernels.packed import Packed
 
 Array = npt.NDArray[Any]
+Frames = slice | npt.NDArray[np.int_]
 MAX_LABEL = 65_535
 MAX_WINDOWS = 16
 """Windows whose maps are remembered as the kernel takes them."""
@@ -149,7 +150,11 @@ class Calibration:
         return chosen.pop() if len(chosen) == 1 else None
 
     def block(
-        self, program: Program, words: Mapping[str, Array | Packed], frames: slice, window: tuple[slice, ...] = ()
+        self,
+        program: Program,
+        words: Mapping[str, Array | Packed],
+        frames: slice | Array,
+        window: tuple[slice, ...] = (),
     ) -> dict[str, Any]:
         """Arrays of a program for some frames and a window of pixels.
 
@@ -158,8 +163,8 @@ class Calibration:
         program : Program
         words : mapping of str to ndarray (frame, *window) or Packed
             The words of these frames and pixels.
-        frames : slice
-            Which frames, with positive step.
+        frames : slice or ndarray of int
+            Which frames, in ascending order.
         window : tuple of slice
             Which pixels, one slice per pixel dim; all if empty.
 
@@ -173,10 +178,14 @@ class Calibration:
         return maps | self.by_frame(program, words, frames, window)
 
     def by_frame(
-        self, program: Program, words: Mapping[str, Array | Packed], frames: slice, window: tuple[slice, ...] = ()
+        self,
+        program: Program,
+        words: Mapping[str, Array | Packed],
+        frames: slice | Array,
+        window: tuple[slice, ...] = (),
     ) -> dict[str, Any]:
         """The part of `block` that is given for each frame."""
-        count = len(range(*frames.indices(self.layout.frames)))
+        count = len(range(*frames.indices(self.layout.frames)) if isinstance(frames, slice) else frames)
         arrays: dict[str, Any] = {}
         for item in program.given:
             stored = words.get(item.name)
@@ -207,7 +216,7 @@ class Calibration:
         return prepared
 
     def _by_frame(
-        self, program: Program, item: Input | Constant, frames: slice, count: int, window: tuple[slice, ...]
+        self, program: Program, item: Input | Constant, frames: Frames, count: int, window: tuple[slice, ...]
     ) -> Array:
         """What the evaluators need of something that is given for each frame, but for words."""
         array = self.arrays[item.name]

@@ -35,8 +35,8 @@ class Slabs(Protocol):
     def dtype(self) -> np.dtype[Any]:
         """Of the values as they are stored."""
 
-    def slab(self, place: tuple[int, ...]) -> Array:
-        """The values at some indices of all dims but the last two."""
+    def slab(self, place: tuple[int, ...], out: Array | None = None) -> Array:
+        """The values at some indices of all dims but the last two: in `out`, or else in another array."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LargeConstant:
         Returns
         -------
         ndarray (other axes ..., pixel)
-            Of whole slabs it is for the caller to remember it; those that a window was cut from are held here.
+            Whole slabs of a label are for the caller to remember; what else is read is held.
         """
         lengths = [len(axis) for k, axis in enumerate(self.labels) if k not in fixed]
         size = self.values.shape[-SLAB_DIMS:]
@@ -94,7 +94,7 @@ class LargeConstant:
             rows, columns = (len(range(*s.indices(n))) for s, n in zip(window, size, strict=True))
             return np.full((*lengths, rows * columns), np.nan, self.compute)
         known = tuple(fixed.items())
-        if all(s.indices(n) == (0, n, 1) for s, n in zip(window, size, strict=True)):
+        if known and all(s.indices(n) == (0, n, 1) for s, n in zip(window, size, strict=True)):
             return self._planes(known, leading).reshape(*lengths, -1)
         planes = CACHE.get((self, known, leading), lambda: self._planes(known, leading))
         return np.ascontiguousarray(planes[(slice(None), *window)]).reshape(*lengths, -1)
@@ -107,7 +107,9 @@ class LargeConstant:
         planes = CACHE.room((len(places), *self.values.shape[-SLAB_DIMS:]), self.compute)
         with np.errstate(over="ignore"):
             for plane, place in zip(planes, places, strict=True):
-                plane[...] = self.values.slab((*place, *leading))
+                found = self.values.slab((*place, *leading), plane)
+                if found is not plane:
+                    plane[...] = found
         return planes
 
 

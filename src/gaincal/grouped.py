@@ -6,6 +6,7 @@ cell by cell and module by module, with constants that have lost the axis of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from gaincal.calibration import Calibration
 from gaincal.constants import SLAB_DIMS
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program, fix_axes
-from gaincal.kernels.blocks import Prepared, evaluate_groups
+from gaincal.kernels.blocks import KNOWN_BYTES, Prepared, evaluate_groups
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.runs import split_runs
 from gaincal.kernels.threads import run_all
@@ -49,7 +50,7 @@ class GroupedProgram:
     def evaluate(
         self,
         words: Mapping[str, Array],
-        frames: slice,
+        frames: slice | Array,
         window: tuple[slice, ...],
         value: Array,
         flags: Flags | None,
@@ -60,7 +61,7 @@ class GroupedProgram:
         Parameters
         ----------
         words : mapping of str to ndarray (frame, *window)
-        frames : slice
+        frames : slice or ndarray of int
         window : tuple of slice
             One slice per pixel dim.
         value : ndarray (frame, pixel)
@@ -83,24 +84,46 @@ class GroupedProgram:
             edges = np.searchsorted(group[order], np.arange(len(found) + 1))
             values = Rows.of(value[:, first:last])
             reasons = None if flags is None else Rows.of(flags[:, first:last])
-            maps = self._maps(own, slice(first, last))
+            maps = self._maps(own, module, window, slice(first, last))
             most = self._labels_at_once(last - first)
             for begin in range(0, len(found), most):
                 labels, edge = found[begin : begin + most].tolist(), edges[begin : begin + most + 1]
                 chosen = order[edge[0] : edge[-1]]
-                prepared = self._prepared(labels, module, window, maps, threads)
+                prepared = self._prepared(labels, module, window, maps, last - first, threads)
                 ranges = pairwise((edge - edge[0]).tolist())
                 groups = [(p, *frames_of) for p, frames_of in zip(prepared, ranges, strict=True)]
                 given = self._given(own, chosen, slice(first, last))
                 evaluate_groups(groups, given, values.take(chosen), reasons and reasons.take(chosen), threads)
 
+    def order(self, frames: Array) -> Array:
+        """Frames label by label, where the planes of all their labels are more than are held.
+
+        In the order of the run those would be read again for every train.
+        """
+        given = [self.calibration.arrays[name] for name in self.index]
+        chosen = [a[frames].reshape(len(frames), -1) for a in given if a.ndim]
+        if not chosen:
+            return frames
+        found, group = np.unique(np.concatenate(chosen, axis=1), axis=0, return_inverse=True)
+        modules = math.prod(self.calibration.layout.pixels[:-SLAB_DIMS])
+        fits = len(found) * modules * self._label_bytes <= constants.CACHE.most
+        return frames if fits else frames[np.argsort(group.reshape(-1), kind="stable")]
+
     def _labels_at_once(self, pixels: int) -> int:
         """So many labels that their planes take no more than `PLANES_BYTES`."""
-        large = self.calibration.large
+        slab = math.prod(self.calibration.layout.pixels[-SLAB_DIMS:])
+        return max(1, PLANES_BYTES * slab // max(1, self._label_bytes * pixels))
+
+    @property
+    def _label_bytes(self) -> int:
+        """Of what is held for a label of a module."""
         planes = sum(
-            int(np.prod([len(a) for k, a in enumerate(large[n].labels) if k not in self.fixed[n]])) for n in self.fixed
+            math.prod(len(a) for k, a in enumerate(self.calibration.large[name].labels) if k not in axes)
+            for name, axes in self.fixed.items()
+            if axes
         )
-        return max(1, PLANES_BYTES // max(1, planes * pixels * np.dtype(self.inner.compute).itemsize))
+        slab = math.prod(self.calibration.layout.pixels[-SLAB_DIMS:])
+        return slab * (planes * np.dtype(self.inner.compute).itemsize + KNOWN_BYTES)
 
     def _given(self, arrays: Mapping[str, Array], chosen: Array, pixels: slice) -> dict[str, Array | Rows]:
         """What is given for each frame, of some frames."""
@@ -112,13 +135,16 @@ class GroupedProgram:
                 given[item.name] = arrays[item.name][chosen]
         return given
 
-    def _maps(self, arrays: Mapping[str, Array], pixels: slice) -> dict[str, Array]:
-        """What is the same in all frames, but for large constants."""
-        types, found = dict(self.inner.types), dict[str, Array]()
-        for item in self.inner.given:
-            if item.name not in self.inner.by_frame and item.name not in self.calibration.large:
-                array = arrays[item.name]
-                found[item.name] = array[..., pixels] if types[item.name].dims - {FRAME} else array
+    def _maps(
+        self, arrays: Mapping[str, Array], module: tuple[int, ...], window: tuple[slice, ...], pixels: slice
+    ) -> dict[str, Array]:
+        """What is the same in all frames, whatever their labels."""
+        types, large, found = dict(self.inner.types), self.calibration.large, dict[str, Array]()
+        for name in [item.name for item in self.inner.given if item.name not in self.inner.by_frame]:
+            if name not in large:
+                found[name] = arrays[name][..., pixels] if types[name].dims - {FRAME} else arrays[name]
+            elif not self.fixed[name]:
+                found[name] = large[name].part({}, module, window[-SLAB_DIMS:])
         return found
 
     def _prepared(
@@ -127,27 +153,25 @@ class GroupedProgram:
         module: tuple[int, ...],
         window: tuple[slice, ...],
         maps: Mapping[str, Array],
+        pixels: int,
         threads: int,
     ) -> list[Prepared]:
         """The planes of each label, as the kernel takes them; held for later if they are whole."""
-        inner, pixels = window[-SLAB_DIMS:], self.calibration.layout.pixels[-SLAB_DIMS:]
-        whole = all(s.indices(n) == (0, n, 1) for s, n in zip(inner, pixels, strict=True))
+        inner, slab = window[-SLAB_DIMS:], self.calibration.layout.pixels[-SLAB_DIMS:]
+        whole = all(s.indices(n) == (0, n, 1) for s, n in zip(inner, slab, strict=True))
         found: list[Prepared | None] = [None] * len(labels)
 
+        def prepare(label: Sequence[int]) -> Prepared:
+            planes = {}
+            for name, axes in self.fixed.items():
+                if axes:
+                    fixed = {axis: label[self.index.index(index)] for axis, index in axes.items()}
+                    planes[name] = self.calibration.large[name].part(fixed, module, inner)
+            return Prepared(self.inner, {**maps, **planes}, pixels)
+
         def find(k: int) -> None:
-            make = partial(self._prepare, labels[k], module, inner, maps)
+            make = partial(prepare, labels[k])
             found[k] = constants.CACHE.get((self, tuple(labels[k]), module), make) if whole else make()
 
         run_all([partial(find, k) for k in range(len(labels))], threads)
         return [p for p in found if p is not None]
-
-    def _prepare(
-        self, label: Sequence[int], module: tuple[int, ...], window: tuple[slice, ...], maps: Mapping[str, Array]
-    ) -> Prepared:
-        planes = {}
-        for name in self.fixed:
-            large = self.calibration.large[name]
-            fixed = {axis: label[self.index.index(index)] for axis, index in self.fixed[name].items()}
-            planes[name] = large.part(fixed, module, window)
-        pixels = next(iter(planes.values())).shape[-1]
-        return Prepared(self.inner, {**maps, **planes}, pixels)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import Bytes
 
-from gaincal.kernels import stream
-from gaincal.kernels.checksum import fletcher32
+from gaincal.kernels import checksum, compiled_checksum
+from gaincal.kernels.checksum import summed
 
 LENGTHS = sorted({*range(1, 201), *(n for k in range(8, 18) for n in (2**k - 1, 2**k, 2**k + 1)), 100_003, 300_000})
 
@@ -37,7 +37,7 @@ def by_definition(data: Bytes) -> int:
 
 
 def require_equal(data: Bytes) -> None:
-    assert fletcher32(data) == by_hdf5(data) == stream.fletcher32(data)
+    assert summed(data) == by_hdf5(data) == compiled_checksum.fletcher32(data)
 
 
 @pytest.mark.parametrize("kind", ["zeros", "0xFF", "random", "ramp", "0xFFFE"])
@@ -58,7 +58,7 @@ def test_all_three_agree_for_any_length(kind: str) -> None:
 @given(data=st_np.arrays(np.uint8, st.integers(1, 300)))
 def test_all_three_agree_for_any_bytes(data: Bytes) -> None:
     require_equal(data)
-    assert fletcher32(data) == by_definition(data)
+    assert summed(data) == by_definition(data)
 
 
 @settings(max_examples=50)
@@ -72,19 +72,27 @@ def test_sums_that_are_multiples_of_the_modulus_are_those_of_hdf5(words: list[in
 
 def test_nothing_has_no_checksum() -> None:
     empty = np.zeros(0, np.uint8)
-    assert fletcher32(empty) == stream.fletcher32(empty) == by_definition(empty) == 0
+    assert summed(empty) == compiled_checksum.fletcher32(empty) == by_definition(empty) == 0
 
 
 @pytest.mark.parametrize("skip", [1, 2, 3])
 def test_bytes_may_begin_anywhere(skip: int) -> None:
     data = np.random.default_rng(2).integers(0, 256, 10_001).astype(np.uint8)
-    assert fletcher32(data[skip:]) == stream.fletcher32(data[skip:]) == fletcher32(data[skip:].copy())
+    assert summed(data[skip:]) == compiled_checksum.fletcher32(data[skip:]) == summed(data[skip:].copy())
 
 
 def test_every_single_bit_counts() -> None:
     data = np.random.default_rng(3).integers(0, 256, 257).astype(np.uint8)
-    good = fletcher32(data)
+    good = summed(data)
     for bit in range(8 * data.size):
         changed = data.copy()
         changed[bit // 8] ^= 1 << bit % 8
-        assert fletcher32(changed) == stream.fletcher32(changed) != good
+        assert summed(changed) == compiled_checksum.fletcher32(changed) != good
+
+
+def test_what_is_compiled_takes_over_after_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(4).integers(0, 256, 1000).astype(np.uint8)
+    monkeypatch.setattr(checksum, "_seen", [0])
+    monkeypatch.setattr(checksum, "UNCOMPILED_BYTES", 2500)
+    monkeypatch.setattr(compiled_checksum, "fletcher32", lambda _: -1)
+    assert [checksum.fletcher32(data) for _ in range(4)] == [summed(data)] * 2 + [-1] * 2

@@ -88,7 +88,7 @@ def read_back(chunks: Chunks, tmp_path: Path) -> Array:
 
 def store(evaluation: Evaluation, chunks: Chunks, tally: Tally) -> None:
     """Compute the first frames, as many as there is room for."""
-    fetch = evaluation.fetch(0, chunks.frames)
+    fetch = evaluation.fetch(np.arange(chunks.frames))
     run_all(fetch.jobs, evaluation.threads)
     with evaluation.storing(fetch, chunks, tally):
         pass

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +310,23 @@ def test_many_chunks_lie_where_each_of_them_does(listed: str, tmp_path: Path, mo
         found = [source.lies(offset)[1:] for offset in offsets]
         assert found == [(i.byte_offset or 0, i.size if i.byte_offset else 0) for i in infos]
         assert [size > 0 for _, size in found].count(True) == 14
+
+
+@pytest.mark.skipif(not hasattr(h5py.h5d.DatasetID, "chunk_iter"), reason="this h5py lists no chunks")
+def test_threads_may_ask_for_chunks_while_another_lists_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = 600
+    with h5py.File(tmp_path / "master.h5", "w") as file:
+        file.create_dataset("x", data=np.zeros((chunks, 1), np.uint16), chunks=(1, 1))
+    with Resolver(tmp_path / "master.h5") as resolver, ThreadPoolExecutor(8) as pool:
+        source = PlainDataset(resolver.get("x"))
+        wanted = [source.lies((k, 0))[1:] for k in range(chunks)]
+        between = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for asked in (200, 300, 400, 500):
+                monkeypatch.setattr("gaincal.nexus.dataset.ASKED_ONE_BY_ONE", asked)
+                source = PlainDataset(resolver.get("x"))
+                found = list(pool.map(source.lies, [(k, 0) for k in range(chunks)]))
+                assert [place[1:] for place in found] == wanted
+        finally:
+            sys.setswitchinterval(between)

@@ -1,4 +1,4 @@
-"""HDF5's fletcher32 checksum, in plain NumPy; `gaincal.kernels.stream` has it compiled."""
+"""HDF5's fletcher32 checksum, in plain NumPy, or compiled where there is much of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 MODULUS = 65535
+UNCOMPILED_BYTES = 128 << 20
+"""So many bytes are summed by NumPy sooner than numba is imported and the same is compiled."""
 _BLOCK = 4096
 _WEIGHTS = np.stack([np.ones(_BLOCK), np.arange(_BLOCK, 0, -1)], axis=1)
+
+_seen = [0]
 
 
 def fletcher32(data: npt.NDArray[Any]) -> int:
@@ -27,6 +31,16 @@ def fletcher32(data: npt.NDArray[Any]) -> int:
     ----------
     .. [1] HDF5 File Format Specification 3.0, "Fletcher32 filter"; J. Fletcher, IEEE Trans. Commun. 30 (1982) 247.
     """
+    _seen[0] += data.size
+    if _seen[0] > UNCOMPILED_BYTES:
+        from gaincal.kernels import compiled_checksum
+
+        return compiled_checksum.fletcher32(data)
+    return summed(data)
+
+
+def summed(data: npt.NDArray[Any]) -> int:
+    """The same with nothing to compile."""
     even = data.size // 2
     words = data[: 2 * even].view("<u2")
     first = second = 0

@@ -97,9 +97,14 @@ def verified(stored: Bytes) -> Bytes:
     if stored.size <= CHECKSUM_BYTES:
         raise BadChunk("shorter than its checksum")
     body = stored[:-CHECKSUM_BYTES]
-    if int.from_bytes(stored[-CHECKSUM_BYTES:].tobytes(), "little") != fletcher32(body):
-        raise BadChunk("its checksum differs")
+    verify(body, stored[-CHECKSUM_BYTES:])
     return body
+
+
+def verify(body: Bytes, checksum: Bytes) -> None:
+    """Whether bytes have a checksum as it stands behind a chunk; raises BadChunk if not."""
+    if int.from_bytes(checksum.tobytes(), "little") != fletcher32(body):
+        raise BadChunk("its checksum differs")
 
 
 def _function_name(pipeline: Pipeline) -> str | None:

@@ -16,7 +16,7 @@ ALIGNMENT = 64
 """Bytes of a cache line: a load or store that crosses one costs twice."""
 RECYCLED_BYTES = 1 << 16
 """Smaller arrays are what the allocator itself uses again."""
-IDLE_BYTES = 128 << 20
+IDLE_BYTES = 512 << 20
 """Most memory that waits to be used again."""
 PIECE_BYTES = 32 << 20
 """Of a shelf: NumPy asks for large pages where an array has 4 MiB and more."""
@@ -51,7 +51,7 @@ class Shelf:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         taken = -(-size // ALIGNMENT) * ALIGNMENT
         if taken > self._free.size:
-            self._free = _room(max(taken, PIECE_BYTES))
+            self._free = empty_aligned((max(taken, PIECE_BYTES),), np.uint8)
         found, self._free = self._free[:size], self._free[taken:]
         return found.view(dtype).reshape(shape)
 

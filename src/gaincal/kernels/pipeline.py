@@ -56,6 +56,13 @@ class Results:
         frames, pixels = self.value.shape
         return frames, pixels
 
+    def arrays(self, dtype: np.dtype[Any]) -> tuple[Array, npt.NDArray[np.uint32] | None]:
+        """Where results are computed before they are taken: what there is of arrays itself."""
+        value = self.value.values if isinstance(self.value, Chunks) else self.value
+        value = empty_aligned(self.shape, dtype) if value is None else value
+        flags = empty_aligned(self.shape, np.uint32) if isinstance(self.flags, Tally) else self.flags
+        return value, flags
+
     def take(self, value: Array, flags: npt.NDArray[np.uint32] | None) -> None:
         """Take results that are there as arrays."""
         if isinstance(self.value, Chunks):
@@ -122,12 +129,7 @@ def evaluating(
                 yield
             return
         assert not packed
-    value = results.value
-    if isinstance(value, Chunks):
-        value = empty_aligned(results.shape, prepared.program.dtype)
-    flags = results.flags if isinstance(results.flags, np.ndarray) else None
-    if isinstance(results.flags, Tally):
-        flags = empty_aligned(results.shape, np.uint32)
+    value, flags = results.arrays(np.dtype(prepared.program.dtype))
     prepared.evaluate(arrays, value, flags, threads)  # type: ignore[arg-type]
     blank(prepared.program, value, flags, missing)
     results.take(value, flags)
@@ -177,7 +179,8 @@ def _streaming(
     missing: Missing,
     beside: Sequence[Job],
 ) -> Iterator[None]:
-    from gaincal.kernels.stream import fletcher32, make_stream
+    from gaincal.kernels.compiled_checksum import fletcher32
+    from gaincal.kernels.stream import make_stream
 
     (frames, pixels), program = results.shape, prepared.program
     value, reasons = results.value, results.flags

@@ -93,7 +93,8 @@ class Chunks:
     def add(self, values: Array) -> None:
         """Take values (frame, pixel) that are there as a whole."""
         if self.values is not None:
-            self.values[...] = values
+            if values is not self.values:
+                self.values[...] = values
             return
         blocks = [_compressed(np.ascontiguousarray(frame)) for frame in values]
         self._pieces = [(blocks, [b.size for b in blocks])]

@@ -13,10 +13,9 @@ import numpy as np
 from numba import njit
 
 from gaincal.formulas.program import MISSING_BIT
-from gaincal.kernels.checksum import MODULUS
+from gaincal.kernels.compiled_checksum import fletcher32_at
 from gaincal.kernels.decode import CHECKSUM_BYTES, HEADER_BYTES, LENGTH_BYTES
 from gaincal.kernels.machine import (
-    WEIGHED,
     WIDTH,
     call_kernel,
     call_lz4,
@@ -33,7 +32,6 @@ from gaincal.kernels.machine import (
     store_byte,
     store_number,
     trailing_zeros,
-    weigh_words,
 )
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Array
 from gaincal.kernels.results import LANES, MARKS_AT_ONCE
@@ -45,41 +43,6 @@ AHEAD = 90
 PLANES_BYTES = BLOCK * 8 + WIDTH
 """Room for the bit planes of a block, of words or of values, and for reading a little behind them."""
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-
-
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _rest(total: Any) -> Any:
-    """A sum modulo 65535, in which only nothing at all gives 0."""
-    rest = total % np.uint64(MODULUS)
-    return np.uint64(MODULUS) if rest == 0 and total != 0 else rest
-
-
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
-def _exchanged(rest: Any) -> Any:
-    return (rest & np.uint64(0xFF)) << np.uint64(8) | rest >> np.uint64(8)
-
-
-@njit("int64(int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
-def _fletcher32(start: int, size: int) -> Any:
-    first, second = np.uint64(0), np.uint64(0)
-    even = size // 2
-    whole = even - even % WEIGHED
-    for begin in range(0, whole, WEIGHED):
-        sums = weigh_words(start + 2 * begin)
-        second = _rest(second + np.uint64(WEIGHED) * first + (sums & np.uint64(0xFFFFFFFF)))
-        first = _rest(first + (sums >> np.uint64(32)))
-    for k in range(whole, even):
-        first = _rest(first + load_word(start + 2 * k))
-        second = _rest(second + first)
-    if size % 2:
-        first = _rest(first + load_byte(start + size - 1))
-        second = _rest(second + first)
-    return np.int64(_exchanged(second) << np.uint64(16) | _exchanged(first))
-
-
-def fletcher32(data: Array) -> int:
-    """As `gaincal.kernels.checksum.fletcher32`."""
-    return int(_fletcher32(data.ctypes.data, data.size))
 
 
 @njit("boolean(int64, int64, boolean, int64, int64, int64)", **_OPTIONS)  # type: ignore[untyped-decorator]
@@ -102,7 +65,7 @@ def index_chunk(start: int, size: int, checksummed: bool, elements: int, blocks:
     """
     if checksummed:
         size -= CHECKSUM_BYTES
-        if size <= 0 or load_word(start + size) | load_word(start + size + 2) << 16 != _fletcher32(start, size):
+        if size <= 0 or load_word(start + size) | load_word(start + size + 2) << 16 != fletcher32_at(start, size):
             return False
     if size < HEADER_BYTES:
         return False

@@ -311,8 +311,7 @@ def _constant(place: Place, fields: Mapping[str, Array], name: str, axes: tuple[
         labels.append(tuple(int(v) for v in values))
     checksums = fields.get(f"{name}/{names.SLAB_CHECKSUMS}", np.empty(0, np.uint8))
     slabs = StoredSlabs(place, checksums)
-    size = int(np.prod(slabs.shape, dtype=object)) * slabs.dtype.itemsize
-    return ConstantMap(slabs.whole() if size <= MAX_LOADED_BYTES else slabs, tuple(labels))
+    return ConstantMap(slabs.whole() if slabs.nbytes <= MAX_LOADED_BYTES else slabs, tuple(labels))
 
 
 def _facts(resolver: Resolver, group: Place, name: str) -> dict[str, Fact]:

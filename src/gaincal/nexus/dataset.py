@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import FileError, TrustError
-from gaincal.kernels.codecs import Bytes, decodable, decode_chunk
+from gaincal.kernels.codecs import Bytes, decodable, decode_chunk, verify
 from gaincal.kernels.decode import (
     BITSHUFFLE,
     BITSHUFFLE_LZ4,
+    CHECKSUM_BYTES,
     FLETCHER32,
     ZSTD,
     BadChunk,
@@ -158,22 +159,26 @@ class PlainDataset:
         assert part is not None
         inside = _slices((tuple(p - b for p, b in zip(part[0], box[0], strict=True)), part[1]))
         target = out[inside]
-        whole = part[1] == self.chunks and target.flags.c_contiguous and target.dtype == self.dtype
         size = self._located(offset)[1]
         if not size:
             target[...], missing[inside], self.lacking = 0, True, True
             return
-        if whole and not self.pipeline.filters and size == self.pipeline.chunk_bytes:
-            self._fetch(offset, target.reshape(-1).view(np.uint8))
+        within = tuple(p - o for p, o in zip(part[0], offset, strict=True))
+        first = int(np.ravel_multi_index(within, self.chunks))
+        last = int(np.ravel_multi_index([w + n - 1 for w, n in zip(within, part[1], strict=True)], self.chunks)) + 1
+        in_a_row = last - first == target.size and target.flags.c_contiguous and target.dtype == self.dtype
+        whole = in_a_row and part[1] == self.chunks
+        if in_a_row and not self.pipeline.filters and size == self.pipeline.chunk_bytes:
+            self._fetch(offset, target.reshape(-1).view(np.uint8), first * self.dtype.itemsize)
+            return
+        if whole and self._only_checked and size == self.pipeline.chunk_bytes + CHECKSUM_BYTES:
+            self._fetch_checked(offset, target.reshape(-1).view(np.uint8))
             return
         stored = empty_aligned((size,), np.uint8)
         self._fetch(offset, stored)
         if whole:
             self._decode(offset, stored, target.reshape(-1).view(np.uint8))
             return
-        within = tuple(p - o for p, o in zip(part[0], offset, strict=True))
-        first = int(np.ravel_multi_index(within, self.chunks))
-        last = int(np.ravel_multi_index([w + n - 1 for w, n in zip(within, part[1], strict=True)], self.chunks)) + 1
         chunk = empty_aligned(self.chunks, self.dtype)
         self._decode(offset, stored, chunk.reshape(-1).view(np.uint8), first, last)
         out[inside] = chunk[_slices((within, part[1]))]
@@ -236,18 +241,34 @@ class PlainDataset:
         self._fetch(offset, found)
         return found
 
-    def _fetch(self, offset: tuple[int, ...], out: Bytes) -> None:
-        """Read a chunk as it lies in the file; raises FileError if it is not there as a whole."""
+    def _fetch(self, offset: tuple[int, ...], out: Bytes, skip: int = 0) -> None:
+        """Read a chunk as it lies in the file, behind some bytes; raises FileError if these bytes are not all there."""
         if self._file is None:
             with reading(self.place.file, self.place.path):
-                out[...] = np.frombuffer(self.dataset.id.read_direct_chunk(offset)[1], np.uint8)
+                stored = np.frombuffer(self.dataset.id.read_direct_chunk(offset)[1], np.uint8)
+            out[...] = stored[skip : skip + out.size]
             return
         try:
-            count = self._file.read_into(out, self._located(offset)[0])
+            count = self._file.read_into(out, self._located(offset)[0] + skip)
         except (OSError, OverflowError) as error:
             raise self.damage(offset, f"it cannot be read: {error}") from None
         if count != out.size:
             raise self.damage(offset, "the file ends within it")
+
+    def _fetch_checked(self, offset: tuple[int, ...], out: Bytes) -> None:
+        """Read a chunk of values as they are, with a checksum behind them."""
+        checksum = np.empty(CHECKSUM_BYTES, np.uint8)
+        self._fetch(offset, out)
+        self._fetch(offset, checksum, out.size)
+        try:
+            verify(out, checksum)
+        except BadChunk as error:
+            raise self.damage(offset, str(error)) from None
+
+    @property
+    def _only_checked(self) -> bool:
+        """Whether the one filter is a checksum."""
+        return [number for number, _ in self.pipeline.filters] == [FLETCHER32]
 
     @property
     def packable(self) -> bool:
@@ -369,8 +390,8 @@ class PlainDataset:
             infos: dict[tuple[int, ...], Any] = {}
             with suppress(OSError, RuntimeError):  # what is damaged is met where it is asked for
                 self.dataset.id.chunk_iter(lambda info: infos.__setitem__(info.chunk_offset, info))
-            places = {place: infos[place].byte_offset if place in infos else 0 for place in self._places}
-            if all(places[place] == known for place, (known, _) in self._places.items()):
+            asked = self._places.copy()  # other threads go on asking
+            if all((infos[place].byte_offset if place in infos else 0) == known for place, (known, _) in asked.items()):
                 self._infos = infos  # some HDF5 counts chunks in place of elements
         if offset in self._infos:
             return self._infos[offset]

@@ -24,24 +24,28 @@ from gaincal.nexus.words import Readable
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
+Frames = npt.NDArray[np.int_]
 BLOCK_BYTES = 32 << 20
 """Words read at a time: large enough for the kernel's constants to pay, small enough to bound memory."""
 
 
 @dataclass(frozen=True)
 class Fetch:
-    """A box whose words are on their way into memory.
+    """Frames whose words are on their way into memory.
 
     Parameters
     ----------
+    frames : ndarray (frame,) of int
+        In ascending order.
     start, count : tuple of int
-        The box, frames first.
+        Which of their pixels: first index and length along every pixel dim.
     compiled : bool
         Whether it is computed by compiled code.
     packings : dict of str to Packing
         Words that stay compressed until they are calibrated.
     """
 
+    frames: Frames
     start: tuple[int, ...]
     count: tuple[int, ...]
     compiled: bool
@@ -94,21 +98,30 @@ class Evaluation:
         """
         values = empty_aligned(count, self.dtype)
         flags = empty_aligned(count, np.uint32) if with_flags else None
-        shape = (-1, math.prod(count[1:]))
         if 0 in count:
             return values, flags
-        for first, frames in split_frames(start[0], count[0], self._frames_at_once(count[1:])):
-            here = slice(first - start[0], first - start[0] + frames)
-            part = None if flags is None else flags[here].reshape(shape)
-            fetch = self._fetch((first, *start[1:]), (frames, *count[1:]))
+        for frames in self.blocks(start[0], count[0], self._frames_at_once(count[1:])):
+            here = as_slice(frames - start[0])
+            value, reasons = _room(values, here), None if flags is None else _room(flags, here)
+            fetch = self._fetch(frames, start[1:], count[1:])
             run_all(fetch.jobs, self.threads)
-            with self._computing(fetch, Results(values[here].reshape(shape), part), ()):
+            with self._computing(fetch, Results(value, reasons), ()):
                 pass
+            if not isinstance(here, slice):
+                values[here] = value.reshape(len(frames), *count[1:])
+                if flags is not None and reasons is not None:
+                    flags[here] = reasons.reshape(len(frames), *count[1:])
         return values, flags
 
-    def fetch(self, first: int, count: int) -> Fetch:
+    def blocks(self, first: int, count: int, most: int) -> list[Frames]:
+        """Frames that are computed together, at most so many, in the order in which constants serve longest."""
+        frames = np.arange(first, first + count)
+        ordered = frames if self.grouped is None else self.grouped.order(frames)
+        return [np.sort(ordered[begin : begin + most]) for begin in range(0, count, most)]
+
+    def fetch(self, frames: Frames) -> Fetch:
         """Begin with whole frames: everything that needs HDF5 to know where they lie."""
-        return self._fetch((first, *(0 for _ in self.shape[1:])), (count, *self.shape[1:]))
+        return self._fetch(frames, (0,) * len(self.shape[1:]), self.shape[1:])
 
     @contextmanager
     def storing(self, fetch: Fetch, chunks: Chunks, tally: Tally, beside: Sequence[Job] = ()) -> Iterator[None]:
@@ -132,15 +145,17 @@ class Evaluation:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
         return max(1, BLOCK_BYTES // max(1, words * math.prod(pixels)))
 
-    def _fetch(self, start: tuple[int, ...], count: tuple[int, ...]) -> Fetch:
-        self._compiled = self._compiled or (self.grouped is None and worth_compiling(self.program, math.prod(count)))
+    def _fetch(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...]) -> Fetch:
+        number = len(frames)
+        work = number * math.prod(count)
+        self._compiled = self._compiled or (self.grouped is None and worth_compiling(self.program, work))
         packings = {}
-        if self._compiled and self.tiled and count[1:] == self.shape[1:]:
+        if self._compiled and self.tiled and count == self.shape[1:]:
             for name in self._wanted():
-                packing = self.words[name].packing(start[0], count[0], self.threads)
+                packing = self.words[name].packing(int(frames[0]), number, self.threads)
                 if packing is not None:
                     packings[name] = packing
-        return Fetch(start, count, self._compiled, packings)
+        return Fetch(frames, start, count, self._compiled, packings)
 
     @contextmanager
     def _computing(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> Iterator[None]:
@@ -150,16 +165,14 @@ class Evaluation:
     def _begun(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> AbstractContextManager[None]:
         """What computes a box: all of it is done when it is left, and all that needs HDF5 already."""
         words, missing = self._words(fetch)
-        start, count = fetch.start, fetch.count
-        frames = slice(start[0], start[0] + count[0])
-        window = tuple(slice(s, s + n) for s, n in zip(start[1:], count[1:], strict=True))
+        frames = as_slice(fetch.frames)
+        window = tuple(slice(s, s + n) for s, n in zip(fetch.start, fetch.count, strict=True))
         if fetch.compiled:
             arrays = self.calibration.by_frame(self.program, words, frames, window)
             prepared = self.calibration.prepared(self.program, window)
             return evaluating(prepared, arrays, results, self.threads, missing, beside)
         if self.grouped is not None:
-            value = empty_aligned(results.shape, self.dtype)
-            flags = None if results.flags is None else empty_aligned(results.shape, np.uint32)
+            value, flags = results.arrays(self.dtype)
             self.grouped.evaluate(words, frames, window, value, flags, self.threads)
             blank(self.program, value, flags, missing)
             results.take(value, flags)
@@ -180,14 +193,40 @@ class Evaluation:
             if stored is not None:
                 words[name] = stored
                 continue
-            words[name], absent = self.words[name].read(fetch.start, fetch.count, self.threads)
+            words[name], absent = self._read(name, fetch)
             if absent is not None:
-                absent = absent.reshape(fetch.count[0], -1)
+                absent = absent.reshape(len(fetch.frames), -1)
                 missing = absent if missing is None else missing | absent
         return words, missing
 
+    def _read(self, name: str, fetch: Fetch) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+        """Words of frames that need not follow each other."""
+        parts = [
+            self.words[name].read((first, *fetch.start), (number, *fetch.count), self.threads)
+            for first, number in stretches(fetch.frames)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        absent = None
+        if any(a is not None for _, a in parts):
+            absent = np.concatenate([np.zeros(w.shape, bool) if a is None else a for w, a in parts])
+        words = empty_aligned((len(fetch.frames), *fetch.count), parts[0][0].dtype)
+        return np.concatenate([w for w, _ in parts], out=words), absent
 
-def split_frames(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
-    """Ranges (first, number) of at most `most` frames that make up `count` frames."""
-    for begin in range(first, first + count, most):
-        yield begin, min(most, first + count - begin)
+
+def stretches(frames: Frames) -> Iterator[tuple[int, int]]:
+    """Ranges (first, number) of frames that follow each other."""
+    for part in np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1):
+        yield int(part[0]), len(part)
+
+
+def as_slice(frames: Frames) -> slice | Frames:
+    """Frames as a slice, if they follow each other."""
+    first, number = int(frames[0]), len(frames)
+    return slice(first, first + number) if int(frames[-1]) - first + 1 == number else frames
+
+
+def _room(whole: Array, here: slice | Frames) -> Array:
+    """Where some frames (frame, pixel) of an array are computed: in it if they follow each other."""
+    part = whole[here] if isinstance(here, slice) else empty_aligned((len(here), *whole.shape[1:]), whole.dtype)
+    return part.reshape(len(part), -1)

@@ -18,7 +18,7 @@ from gaincal.kernels.results import Chunks, Tally, can_compress
 from gaincal.kernels.threads import run_all
 from gaincal.nexus import names
 from gaincal.nexus.atomic import AtomicFile
-from gaincal.nexus.evaluate import Evaluation, split_frames
+from gaincal.nexus.evaluate import Evaluation, Frames, stretches
 from gaincal.nexus.group import new_group
 
 Progress = Callable[[int, int], None]
@@ -73,23 +73,25 @@ def write_frames(
         **_compression(evaluation),
     )
     deviations = None if spread is None else _create_errors(group, spread, (count, *stored))
-    tally = Tally(pixels)
+    tally, done = Tally(pixels), 0
     with closing(_computed(evaluation, cut, tally)) as computed:
-        for begin, number, chunks in computed:
-            for k, chunk in enumerate(chunks.stored()):
+        for frames, chunks in computed:
+            for k, (frame, chunk) in enumerate(zip(frames.tolist(), chunks.stored(), strict=True)):
                 if _shrinks(evaluation) and not chunks.compressed:
                     assert chunks.values is not None
-                    dataset[begin - first + k] = chunks.values[k].reshape(stored)
+                    dataset[frame - first] = chunks.values[k].reshape(stored)
                 else:
-                    dataset.id.write_direct_chunk((begin - first + k, *(0,) * len(stored)), chunk)
+                    dataset.id.write_direct_chunk((frame - first, *(0,) * len(stored)), chunk)
                 written.check()
             if spread is not None and deviations is not None:
-                found, _ = spread.read((begin, *(0,) * len(pixels)), (number, *pixels))
-                deviations[begin - first : begin - first + number] = np.sqrt(found).reshape(number, *stored)
-                written.check()
+                for begin, number in stretches(frames):
+                    found, _ = spread.read((begin, *(0,) * len(pixels)), (number, *pixels))
+                    deviations[begin - first : begin - first + number] = np.sqrt(found).reshape(number, *stored)
+                    written.check()
             written.push()
+            done += len(frames)
             if progress is not None:
-                progress(begin - first + number, count)
+                progress(done, count)
     return tally
 
 
@@ -102,20 +104,20 @@ def signal_group(entry: h5py.Group, rank: int) -> h5py.Group:
     return group
 
 
-def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Generator[tuple[int, int, Chunks]]:
-    """Blocks of frames (first, number, chunks); while the caller writes one, two more are computed and read."""
+def _computed(evaluation: Evaluation, cut: tuple[int, int, int], tally: Tally) -> Generator[tuple[Frames, Chunks]]:
+    """Blocks of frames and their chunks; while the caller writes one, two more are computed and read."""
     pixels = int(np.prod(evaluation.shape[1:]))
-    blocks = list(split_frames(*cut))
-    fetch = evaluation.fetch(*blocks[0])
+    blocks = evaluation.blocks(*cut)
+    fetch = evaluation.fetch(blocks[0])
     run_all(fetch.jobs, evaluation.threads)
-    ready: list[tuple[int, int, Chunks]] = []
+    ready: list[tuple[Frames, Chunks]] = []
     for block, following in zip_longest(blocks, blocks[1:]):
-        chunks = Chunks(block[1], pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
-        ahead = evaluation.fetch(*following) if following else None
+        chunks = Chunks(len(block), pixels, evaluation.dtype, _shrinks(evaluation) and can_compress())
+        ahead = None if following is None else evaluation.fetch(following)
         with evaluation.storing(fetch, chunks, tally, ahead.jobs if ahead else ()):
             time.sleep(HANDOVER)
             yield from ready
-        ready = [(*block, chunks)]
+        ready = [(block, chunks)]
         fetch = ahead or fetch
     yield from ready
 

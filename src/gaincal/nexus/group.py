@@ -18,6 +18,7 @@ from gaincal.constants import SLAB_DIMS, ConstantMap, Slabs
 from gaincal.errors import FileError, FormulaError, TrustError
 from gaincal.formulas.columns import LAYOUT, TABLES, from_columns, to_columns
 from gaincal.formulas.formula import Constant, Formula
+from gaincal.formulas.program import Labels
 from gaincal.nexus import names
 from gaincal.nexus.dataset import check_budget
 from gaincal.nexus.fields import MAX_FIELD_INFLATION, MIN_CHECKED_FIELD, read_array, read_column, read_text
@@ -36,7 +37,7 @@ from gaincal.nexus.trust import Place, Resolver
 Array = npt.NDArray[Any]
 MAX_CONSTANT_BYTES = 16 << 30
 MAX_LOADED_BYTES = 512 << 20
-"""A constant beyond this is read where it is needed."""
+"""A constant beyond this is read where it is needed, and with it those that are chosen from in the same way."""
 MAX_FIELDS = 2048
 TABLE_CHUNK = 65_536
 PATH_COLUMN = "path"
@@ -301,7 +302,7 @@ def read_calibration(resolver: Resolver, place: Place) -> StoredCalibration:
     except FormulaError as error:
         raise place.error(f"formula: {error}", code="formula") from error
     kept = [c for c in formula.constants if c.default is None or f"{c.name}/{c.name}" in found]
-    constants = {c.name: _constant(place, found, fields, formula, c) for c in kept}
+    constants = _loaded(formula, {c.name: _constant(place, found, fields, formula, c) for c in kept})
     inputs = {i.name: fields[path] for i in formula.inputs if (path := f"{names.GIVEN}/{i.name}") in fields}
     if paths is None or len(paths) != len(formula.inputs) or not all(isinstance(p, str) for p in paths):
         where = f"{place.path}/inputs/{PATH_COLUMN}"
@@ -336,7 +337,7 @@ def _group_columns(found: Mapping[str, Place], group: str) -> dict[str, Any]:
 
 def _constant(
     place: Place, found: Mapping[str, Place], fields: Mapping[str, Array], formula: Formula, declared: Constant
-) -> ConstantMap:
+) -> tuple[StoredSlabs, Labels]:
     name = declared.name
     axes = [d for d in declared.dims if d not in formula.checked.pixel_dims]
     for wanted in (f"{name}/{n}" for n in (name, names.SLAB_CHECKSUMS, *axes)):
@@ -355,9 +356,28 @@ def _constant(
     if field.dataset.is_virtual:
         raise TrustError(field.file, field.path, "is a virtual dataset, which is not allowed here", code="odd-layout")
     check_budget(field, MAX_CONSTANT_BYTES, MIN_CHECKED_FIELD, MAX_FIELD_INFLATION)
-    slabs = StoredSlabs(field, fields[f"{name}/{names.SLAB_CHECKSUMS}"])
-    size = int(np.prod(slabs.shape, dtype=object)) * slabs.dtype.itemsize
-    return ConstantMap(slabs.whole() if size <= MAX_LOADED_BYTES else slabs, tuple(labels))
+    return StoredSlabs(field, fields[f"{name}/{names.SLAB_CHECKSUMS}"]), tuple(labels)
+
+
+def _loaded(formula: Formula, stored: Mapping[str, tuple[StoredSlabs, Labels]]) -> dict[str, ConstantMap]:
+    """Constants in memory, but for those that are too large, and all that are chosen from by the same inputs."""
+    axes = {c.name: c.dims for c in formula.constants}
+    inputs = {i.name for i in formula.inputs}
+    chosen = {
+        (step.arguments[0], axis)
+        for step in formula.steps
+        if step.operation == "select"
+        for axis, index in zip(axes[step.arguments[0]], step.arguments[1:], strict=False)
+        if index in inputs
+    }
+    large = {name for name, (slabs, _) in stored.items() if slabs.nbytes > MAX_LOADED_BYTES}
+    shared = {axis for name, axis in chosen if name in large}
+    slab_dims = formula.checked.pixel_dims[-SLAB_DIMS:]
+    maps = {c.name for c in formula.constants if c.dtype is None and c.dims[-SLAB_DIMS:] == slab_dims}
+    kept = large | {name for name, axis in chosen if axis in shared and name in maps}
+    return {
+        name: ConstantMap(slabs if name in kept else slabs.whole(), labels) for name, (slabs, labels) in stored.items()
+    }
 
 
 def _source_line(fields: Mapping[str, Array], name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gaincal.kernels.libraries import plugins
 from gaincal.nexus.atomic import AtomicFile
-from gaincal.nexus.evaluate import BLOCK_BYTES, split_frames
+from gaincal.nexus.evaluate import BLOCK_BYTES
 from gaincal.nexus.packing import Piece
 from gaincal.nexus.trust import Place
 from gaincal.nexus.words import Readable, Words
@@ -93,7 +93,8 @@ def copy_frames(group: h5py.Group, name: str, words: Readable, after: Callable[[
     """
     shape = words.shape
     frame_bytes = int(np.prod(shape[1:])) * words.dtype.itemsize
-    blocks = list(split_frames(0, shape[0], max(1, BLOCK_BYTES // frame_bytes)))
+    most = max(1, BLOCK_BYTES // frame_bytes)
+    blocks = [(first, min(most, shape[0] - first)) for first in range(0, shape[0], most)]
     torn = any(_torn(words, first, count) for first, count in blocks)
     whole = shape[-2] if len(shape) > STRIP_RANK else 1
     rows = PACKET_ROWS if torn and whole % PACKET_ROWS == 0 else 1 if torn else whole

@@ -6,6 +6,7 @@ So a constant larger than memory is written, and read where it is needed, withou
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,15 +31,17 @@ def array_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return f"{type_name(dtype)}|{','.join(str(n) for n in shape)}|".encode()
 
 
-def little_endian(values: Array) -> bytes:
-    """Values of an array, as a checksum takes them."""
+def little_endian(values: Array) -> memoryview:
+    """Values of an array, as a checksum takes them: contiguous bytes."""
     dtype = values.dtype if values.dtype.kind in "Sb" else values.dtype.newbyteorder("<")
-    return np.ascontiguousarray(values, dtype).tobytes()
+    return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8).data
 
 
 def array_digest(values: Array) -> bytes:
     """SHA-256 of type, shape and values of an array."""
-    return hashlib.sha256(array_header(values.dtype, values.shape) + little_endian(values)).digest()
+    digest = hashlib.sha256(array_header(values.dtype, values.shape))
+    digest.update(little_endian(values))
+    return digest.digest()
 
 
 def slab_places(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -69,17 +72,19 @@ class FieldSlabs:
         self.place, self.stored = place, PlainDataset(place)
         self.shape = tuple(int(n) for n in place.dataset.shape)
         self.dtype = self.stored.dtype.newbyteorder("=")
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
 
-    def slab(self, place: tuple[int, ...]) -> Array:
-        """Read one slab; raises FileError if it is damaged or was never written."""
+    def slab(self, place: tuple[int, ...], out: Array | None = None) -> Array:
+        """Read one slab, into `out` if that is of its type; raises FileError if it is damaged or was never written."""
         inner = self.shape[len(place) :]
         box = ((*place, *(0,) * len(inner)), (*(1,) * len(place), *inner))
-        values, missing = np.empty(box[1], self.dtype), np.zeros(box[1], bool)
-        if values.size:
-            self.stored.read(box, values, missing)
+        found = np.empty(inner, self.dtype) if out is None or out.dtype != self.dtype else out
+        missing = np.zeros(box[1], bool)
+        if found.size:
+            self.stored.read(box, found.reshape(box[1]), missing)
         if missing.any():
             raise self.place.error(f"was never written at {place}", code="incomplete")
-        return values.reshape(inner)
+        return found
 
 
 class StoredSlabs(FieldSlabs):
@@ -100,9 +105,9 @@ class StoredSlabs(FieldSlabs):
             problem = f"has checksums of shape {checksums.shape}, expected {checksums_shape(self.shape)}"
             raise place.error(problem, "embed the calibration again", code="no-checksum")
 
-    def slab(self, place: tuple[int, ...]) -> Array:
-        """Read one slab; raises FileError if it is damaged, was never written or was changed."""
-        found = super().slab(place)
+    def slab(self, place: tuple[int, ...], out: Array | None = None) -> Array:
+        """Read one slab as `FieldSlabs` does; raises FileError also if it was changed."""
+        found = super().slab(place, out)
         if array_digest(found) != self.checksums[place].tobytes():
             problem = "its checksum differs: the constant was changed after it was written"
             raise self.place.error(problem, "embed it again", code="checksum-differs")
@@ -112,5 +117,5 @@ class StoredSlabs(FieldSlabs):
         """Read everything."""
         values = np.empty(self.shape, self.dtype)
         for place in slab_places(self.shape):
-            values[place] = self.slab(place)
+            self.slab(place, values[(*place, ...)])
         return values
