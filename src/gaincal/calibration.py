@@ -24,9 +24,9 @@ from gaincal.formulas.program import (
     program_for_step,
     testable_flags,
 )
-from gaincal.kernels.blocks import Prepared
 from gaincal.kernels.memory import aligned
 from gaincal.kernels.packed import Packed
+from gaincal.kernels.prepared import Prepared
 
 Array = npt.NDArray[Any]
 Frames = slice | npt.NDArray[np.int_]

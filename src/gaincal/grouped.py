@@ -7,8 +7,8 @@ cell by cell and module by module, with constants that have lost the axis of the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal import constants
-from gaincal.calibration import Calibration
+from gaincal.calibration import Calibration, Frames
 from gaincal.constants import SLAB_DIMS
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program, fix_axes
-from gaincal.kernels.blocks import KNOWN_BYTES, Prepared, evaluate_groups
+from gaincal.kernels.blocks import Plan, Share
+from gaincal.kernels.prepared import KNOWN_BYTES, Prepared
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.runs import split_runs
 from gaincal.kernels.threads import run_all
@@ -30,6 +31,21 @@ Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
 PLANES_BYTES = 64 << 20
 """Of large constants that are in use at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Planes of a label of a module, with its maps that are the same for all labels."""
+
+    label: tuple[int, ...]
+    module: tuple[int, ...]
+    maps: Mapping[str, Array]
+    pixels: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from others of a block."""
+        return self.label, self.module
 
 
 class GroupedProgram:
@@ -47,10 +63,34 @@ class GroupedProgram:
         self.inner = replace(self.outer, partial=frozenset())
         self.index = sorted({name for axes in self.fixed.values() for name in axes.values()})
 
+    def plan(self, words: Mapping[str, Array], frames: Frames, threads: int) -> tuple[Plan, dict[str, Any]]:
+        """What computes whole frames, of which those of a label follow each other, and what is given for each.
+
+        Parameters
+        ----------
+        words : mapping of str to ndarray (frame, *pixels)
+        frames : slice or ndarray of int
+        threads : int
+            Most threads to read planes with.
+        """
+        arrays, window = self._block(words, frames, ())
+        count, pixels = next(iter(words.values())).shape[0], math.prod(self.calibration.layout.pixels)
+        wanted: list[_Wanted] = []
+        runs = []
+        for module, first, last, own in self._modules(arrays, window, pixels):
+            keys = self._keys(own, count)
+            edges = [0, *(np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1).tolist(), count]
+            maps = self._maps(own, module, window, slice(first, last))
+            wanted += [_Wanted(tuple(label), module, maps, last - first) for label in keys[edges[:-1]].tolist()]
+            runs.append([(first, *part) for part in pairwise(edges)])
+        prepared = iter(self._prepared(wanted, window, threads))
+        shares = [[Share(next(prepared), 0, *part) for part in run] for run in runs]
+        return Plan(self.outer, pixels, shares), arrays
+
     def evaluate(
         self,
         words: Mapping[str, Array],
-        frames: slice | Array,
+        frames: Frames,
         window: tuple[slice, ...],
         value: Array,
         flags: Flags | None,
@@ -71,17 +111,11 @@ class GroupedProgram:
         threads : int
             Most threads to use.
         """
-        arrays = self.calibration.block(self.outer, words, frames, window)
-        leading = [list(range(s.start, s.stop)) for s in window[:-SLAB_DIMS]]
-        lengths = tuple(len(places) for places in leading)
-        runs = split_runs(self.outer, arrays, value.shape[1], int(np.prod(lengths)))
-        for run, (first, last, own) in enumerate(runs):
-            places = np.unravel_index(run, lengths) if lengths else ()
-            module = tuple(p[int(k)] for p, k in zip(leading, places, strict=True))
-            keys = np.stack([own[n] for n in self.index] or [np.zeros(len(value))], axis=1)
-            found, group = np.unique(keys, axis=0, return_inverse=True)
-            order = np.argsort(group, kind="stable")  # a label's planes are used in a row
-            edges = np.searchsorted(group[order], np.arange(len(found) + 1))
+        arrays, _ = self._block(words, frames, window)
+        for module, first, last, own in self._modules(arrays, window, value.shape[1]):
+            found, group = np.unique(self._keys(own, len(value)), axis=0, return_inverse=True)
+            order = np.argsort(group.reshape(-1), kind="stable")  # a label's planes are used in a row
+            edges = np.searchsorted(group.reshape(-1)[order], np.arange(len(found) + 1))
             values = Rows.of(value[:, first:last])
             reasons = None if flags is None else Rows.of(flags[:, first:last])
             maps = self._maps(own, module, window, slice(first, last))
@@ -89,11 +123,34 @@ class GroupedProgram:
             for begin in range(0, len(found), most):
                 labels, edge = found[begin : begin + most].tolist(), edges[begin : begin + most + 1]
                 chosen = order[edge[0] : edge[-1]]
-                prepared = self._prepared(labels, module, window, maps, last - first, threads)
+                wanted = [_Wanted(tuple(label), module, maps, last - first) for label in labels]
+                prepared = self._prepared(wanted, window, threads)
                 ranges = pairwise((edge - edge[0]).tolist())
-                groups = [(p, *frames_of) for p, frames_of in zip(prepared, ranges, strict=True)]
+                shares = [Share(p, 0, 0, *part) for p, part in zip(prepared, ranges, strict=True)]
                 given = self._given(own, chosen, slice(first, last))
-                evaluate_groups(groups, given, values.take(chosen), reasons and reasons.take(chosen), threads)
+                taken = values.take(chosen), reasons and reasons.take(chosen)
+                Plan(self.inner, last - first, [shares]).evaluate(given, *taken, threads)
+
+    def _block(
+        self, words: Mapping[str, Array], frames: Frames, window: tuple[slice, ...]
+    ) -> tuple[dict[str, Any], tuple[slice, ...]]:
+        """What is given but for large constants, and the window, all pixels if there is none."""
+        whole = tuple(slice(0, n) for n in self.calibration.layout.pixels)
+        return self.calibration.block(self.outer, words, frames, window), window or whole
+
+    def _modules(
+        self, arrays: Mapping[str, Any], window: tuple[slice, ...], pixels: int
+    ) -> Iterator[tuple[tuple[int, ...], int, int, dict[str, Array]]]:
+        """For each run of pixels: its module, the first pixel and the one behind the last, and its own arrays."""
+        leading = [list(range(s.start, s.stop)) for s in window[:-SLAB_DIMS]]
+        lengths = tuple(len(places) for places in leading)
+        for run, (first, last, own) in enumerate(split_runs(self.outer, arrays, pixels, math.prod(lengths))):
+            places = np.unravel_index(run, lengths) if lengths else ()
+            yield tuple(p[int(k)] for p, k in zip(leading, places, strict=True)), first, last, own
+
+    def _keys(self, arrays: Mapping[str, Array], frames: int) -> Array:
+        """The labels (frame, index) of a module."""
+        return np.stack([arrays[n] for n in self.index] or [np.zeros(frames)], axis=1)
 
     def order(self, frames: Array) -> Array:
         """Frames label by label, where the planes of all their labels are more than are held.
@@ -147,31 +204,23 @@ class GroupedProgram:
                 found[name] = large[name].part({}, module, window[-SLAB_DIMS:])
         return found
 
-    def _prepared(
-        self,
-        labels: Sequence[Sequence[int]],
-        module: tuple[int, ...],
-        window: tuple[slice, ...],
-        maps: Mapping[str, Array],
-        pixels: int,
-        threads: int,
-    ) -> list[Prepared]:
-        """The planes of each label, as the kernel takes them; held for later if they are whole."""
+    def _prepared(self, wanted: Sequence[_Wanted], window: tuple[slice, ...], threads: int) -> list[Prepared]:
+        """Planes of labels as the kernel takes them; held for later if they are whole."""
         inner, slab = window[-SLAB_DIMS:], self.calibration.layout.pixels[-SLAB_DIMS:]
         whole = all(s.indices(n) == (0, n, 1) for s, n in zip(inner, slab, strict=True))
-        found: list[Prepared | None] = [None] * len(labels)
+        found: dict[tuple[object, ...], Prepared] = {}
 
-        def prepare(label: Sequence[int]) -> Prepared:
+        def prepare(one: _Wanted) -> Prepared:
             planes = {}
             for name, axes in self.fixed.items():
                 if axes:
-                    fixed = {axis: label[self.index.index(index)] for axis, index in axes.items()}
-                    planes[name] = self.calibration.large[name].part(fixed, module, inner)
-            return Prepared(self.inner, {**maps, **planes}, pixels)
+                    fixed = {axis: one.label[self.index.index(index)] for axis, index in axes.items()}
+                    planes[name] = self.calibration.large[name].part(fixed, one.module, inner)
+            return Prepared(self.inner, {**one.maps, **planes}, one.pixels)
 
-        def find(k: int) -> None:
-            make = partial(prepare, labels[k])
-            found[k] = constants.CACHE.get((self, tuple(labels[k]), module), make) if whole else make()
+        def find(one: _Wanted) -> None:
+            make = partial(prepare, one)
+            found[one.key] = constants.CACHE.get((self, *one.key), make) if whole else make()
 
-        run_all([partial(find, k) for k in range(len(labels))], threads)
-        return [p for p in found if p is not None]
+        run_all([partial(find, one) for one in {one.key: one for one in wanted}.values()], threads)
+        return [found[one.key] for one in wanted]

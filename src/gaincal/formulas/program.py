@@ -88,6 +88,11 @@ class Program:
         return (*self.inputs, *self.constants)
 
     @cached_property
+    def stored(self) -> dict[str, str]:
+        """Type of every input and constant in memory."""
+        return {i.name: i.dtype or self.compute for i in self.given}
+
+    @cached_property
     def by_row(self) -> frozenset[str]:
         """Inputs and constants with values for each pixel of each frame."""
         types = dict(self.types)

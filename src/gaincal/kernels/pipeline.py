@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import blocks, reference
-from gaincal.kernels.blocks import Prepared, Run
+from gaincal.kernels.blocks import Plan
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
@@ -100,7 +100,7 @@ def interpret(program: Program, arrays: Mapping[str, Array], results: Results, m
 
 @contextmanager
 def evaluating(
-    prepared: Prepared,
+    plan: Plan,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
@@ -111,9 +111,9 @@ def evaluating(
 
     Parameters
     ----------
-    prepared : Prepared
+    plan : Plan
     arrays : mapping of str to ndarray or Packed
-        What is given for each frame, as for `Prepared.evaluate`; words may be compressed where the block `streams`.
+        What is given for each frame, as for `Plan.evaluate`; words may be compressed where the block `streams`.
     results : Results
     threads : int
     missing : ndarray of bool (frame, pixel), optional
@@ -124,14 +124,14 @@ def evaluating(
     plain = isinstance(results.value, np.ndarray) and not isinstance(results.flags, Tally)
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
-        if streams(prepared, packed, results):
-            with _streaming(prepared, arrays, results, threads, missing, beside):
+        if streams(plan, packed, results):
+            with _streaming(plan, arrays, results, threads, missing, beside):
                 yield
             return
         assert not packed
-    value, flags = results.arrays(np.dtype(prepared.program.dtype))
-    prepared.evaluate(arrays, value, flags, threads)  # type: ignore[arg-type]
-    blank(prepared.program, value, flags, missing)
+    value, flags = results.arrays(np.dtype(plan.program.dtype))
+    plan.evaluate(arrays, value, flags, threads)  # type: ignore[arg-type]
+    blank(plan.program, value, flags, missing)
     results.take(value, flags)
     with running(beside, threads):
         yield
@@ -146,11 +146,11 @@ def blank(program: Program, value: Array, flags: npt.NDArray[np.uint32] | None, 
         flags[missing] = np.uint32(1 << MISSING_BIT)
 
 
-def streams(prepared: Prepared, packed: bool, results: Results) -> bool:
+def streams(plan: Plan, packed: bool, results: Results) -> bool:
     """Whether a block can be computed tile by tile: its runs are made of whole tiles, and their libraries are there."""
-    whole = whole_tiles((len(prepared.runs),), (prepared.pixels,))
+    whole = whole_tiles((len(plan.runs),), (plan.pixels,))
     compressed = isinstance(results.value, Chunks) and results.value.compressed
-    return whole and (prepared.pixels % STEP == 0 or not (compressed or packed))
+    return whole and (plan.pixels % STEP == 0 or not (compressed or packed))
 
 
 def whole_tiles(runs: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
@@ -172,7 +172,7 @@ class _Worker:
 
 @contextmanager
 def _streaming(
-    prepared: Prepared,
+    plan: Plan,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
@@ -182,20 +182,20 @@ def _streaming(
     from gaincal.kernels.compiled_checksum import fletcher32
     from gaincal.kernels.stream import make_stream
 
-    (frames, pixels), program = results.shape, prepared.program
+    (frames, pixels), program = results.shape, plan.program
     value, reasons = results.value, results.flags
     target = value.values if isinstance(value, Chunks) else value
     streaming = False
-    if reasons is None and isinstance(value, np.ndarray):
-        rows = Rows.of(value)
-        streaming = all(blocks.leaves_cache(rows, run.first) for run in prepared.runs)
+    if target is not None and not isinstance(reasons, np.ndarray):
+        rows = Rows.of(target)
+        streaming = all(blocks.leaves_cache(rows, first) for first, _ in plan.edges)
     counting = isinstance(reasons, Tally)
-    kernel, tables = prepared.tables(reasons is not None, counting, streaming, threads)
-    placed = prepared.place(tables, arrays, frames)
+    kernel, tables = plan.tables(reasons is not None, counting, streaming, threads)
+    placed = plan.place(tables, arrays, frames)
     stream = make_stream(np.dtype(program.dtype).itemsize, target is None, counting)
-    shared = _shared(prepared, arrays, results, missing, _split(prepared.runs, frames, threads, target is None))
+    shared = _shared(plan, arrays, results, missing, _split(plan.edges, frames, threads, target is None))
     count = min(threads, len(shared["ranges"]))
-    workers = [_worker(prepared, tables, placed, target, results) for _ in range(count)]
+    workers = [_worker(plan, tables, placed, target, results) for _ in range(count)]
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, target is None) for worker in workers]
     with running([*jobs, *beside], threads):
         yield
@@ -210,22 +210,22 @@ def _streaming(
         value.take(shared["pieces"], shared["lengths"], fletcher32)
 
 
-def _split(runs: Sequence[Run], frames: int, threads: int, compressed: bool) -> list[tuple[int, int, int]]:
+def _split(edges: Sequence[tuple[int, int]], frames: int, threads: int, compressed: bool) -> list[tuple[int, int, int]]:
     """Ranges of tiles, in order: number of the run, first and last tile."""
     ranges = []
-    for number, run in enumerate(runs):
-        first, last = run.first // BLOCK, -(-run.last // BLOCK)
-        words = frames * (run.last - run.first)
+    for number, (begin, end) in enumerate(edges):
+        first, last = begin // BLOCK, -(-end // BLOCK)
+        words = frames * (end - begin)
         least = WORDS_PER_PIECE if compressed else WORDS_PER_RANGE
         most = words // least if threads > 1 and words >= MIN_SHARED_WORDS else 1
         count = min(last - first, max(1, most))
-        edges = [first + (last - first) * k // count for k in range(count + 1)]
-        ranges += [(number, *edge) for edge in pairwise(edges)]
+        tiles = [first + (last - first) * k // count for k in range(count + 1)]
+        ranges += [(number, *part) for part in pairwise(tiles)]
     return ranges
 
 
 def _shared(
-    prepared: Prepared,
+    plan: Plan,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     missing: Missing,
@@ -233,7 +233,7 @@ def _shared(
 ) -> dict[str, Array]:
     """What all threads use, by the names that `gaincal.kernels.stream.make_stream` has for it."""
     (frames, pixels), value, reasons = results.shape, results.value, results.flags
-    room, program = 0, prepared.program
+    room, program = 0, plan.program
     packed = {n: a for n, a in arrays.items() if isinstance(a, Packed)}
     names = _by_row(program)
     if isinstance(value, Chunks) and value.compressed:
@@ -246,6 +246,8 @@ def _shared(
         "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
         "ranges": np.array(ranges, np.int64),
         "counter": np.zeros(1, np.int64),
+        "groups": np.array([(s.begin, s.end, s.prepared.pixels) for s in plan.shares], np.int64),
+        "shares": np.cumsum([0, *(len(run) for run in plan.runs)]),
         "always": reasons.always.reshape(-1) if isinstance(reasons, Tally) else np.zeros(0, np.uint32),
         "held": reasons.held if isinstance(reasons, Tally) else np.zeros(0, np.uint8),
         "pieces": empty_aligned((count, frames, room), np.uint8),
@@ -259,14 +261,14 @@ def _by_row(program: Program) -> list[str]:
 
 
 def _worker(
-    prepared: Prepared,
+    plan: Plan,
     tables: npt.NDArray[np.int64],
     placed: Mapping[str, Array | Rows],
     target: Array | None,
     results: Results,
 ) -> _Worker:
     """Where everything lies, for one thread: it moves the addresses of rows from tile to tile."""
-    (frames, _), program = results.shape, prepared.program
+    (frames, _), program = results.shape, plan.program
     names = _by_row(program)
     rows, own = np.zeros((len(names) + 3, frames), np.int64), tables.copy()
     for row, name in zip(rows, names, strict=False):
@@ -307,6 +309,8 @@ def _work(
             pixels,
             shared["ranges"],
             shared["counter"],
+            shared["groups"],
+            shared["shares"],
             empty_aligned((room,), np.uint8),
             np.empty((2, (BLOCK * size // STEP + 1) if compressed else 0), np.uint64),
             empty_aligned((counted, BLOCK), np.uint32),

@@ -220,6 +220,22 @@ def _blank_missing(
                 _blank(value, fill, pixel, pixel + 1, flags, marks)
 
 
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator]
+def _compute(
+    kernel: int,
+    tables: Array,
+    groups: Array,
+    shares: tuple[int, int],
+    frames: tuple[int, int],
+    pixels: tuple[int, int],
+) -> None:
+    """Compute some frames, each by the share that it belongs to."""
+    for share in range(shares[0], shares[1]):
+        begin, end = max(frames[0], groups[share, 0]), min(frames[1], groups[share, 1])
+        if begin < end:
+            call_kernel(kernel, tables[share].ctypes.data, begin, end, groups[share, 2], pixels[0], pixels[1])
+
+
 def _make_pack(size: int) -> Any:
     """Make what compresses a tile of values of `size` bytes; it returns the bytes of it."""
     from gaincal.kernels.squeeze import squeeze
@@ -253,14 +269,14 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
     Returns
     -------
     stream : callable
-        ``stream(kernel, unpack, tables, rows, packed, blocks, absent, fill, pixels, ranges, counter, scratch, runs,
-        flags, marks, always, held, counts, lacking, pieces, lengths) -> int``: -1, or the number of the packed input,
-        frame and tile that cannot be decoded, as ``(input * frames + frame) * tiles + tile``.
+        ``stream(kernel, unpack, tables, rows, packed, blocks, absent, fill, pixels, ranges, counter, groups, shares,
+        scratch, runs, flags, marks, always, held, counts, lacking, pieces, lengths) -> int``: -1, or the number of the
+        packed input, frame and tile that cannot be decoded, as ``(input * frames + frame) * tiles + tile``.
 
         ``kernel``, ``unpack``
             Addresses of the kernel and of LZ4's decoder.
         ``tables``, ``rows``
-            For each run of pixels the addresses that the kernel takes, of which those by frame point into ``rows``
+            For each share of a run the addresses that the kernel takes, of which those by frame point into ``rows``
             (item, frame), the last three of them the value, the flags, and the marks.
         ``packed``, ``blocks``
             Which rows are decoded from ``blocks`` (input, frame, tile, 2).
@@ -268,6 +284,8 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
             (frame, pixel): further words that are missing; or of no frames.
         ``ranges``, ``counter``
             (range, 3): number of the run, first and last tile; (1,): how many ranges threads have taken.
+        ``groups``, ``shares``
+            (share, 3): first and last frame, and pixels of a plane of its maps; (run + 1,): which shares are of a run.
         ``scratch``, ``runs``
             Bytes for bit planes, words, and values if those are compressed; what `squeeze` needs (2, ...).
         ``flags``, ``marks``
@@ -292,6 +310,8 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
         pixels: int,
         ranges: Array,
         counter: Array,
+        groups: Array,
+        shares: Array,
         scratch: Array,
         runs: Array,
         flags: Array,
@@ -312,7 +332,7 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
             own = next_number(counter.ctypes.data)
             if own >= len(ranges):
                 return -1
-            table = tables[ranges[own, 0]].ctypes.data
+            run = ranges[own, 0]
             for tile in range(ranges[own, 1], ranges[own, 2]):
                 first = tile * BLOCK
                 count = min(BLOCK, pixels - first)
@@ -331,7 +351,8 @@ def make_stream(size: int, pack: bool, count_flags: bool) -> Any:
                         if count_flags:
                             rows[flags_row, frame] = flags.ctypes.data + place * FLAG_BYTES
                             rows[marks_row, frame] = marks.ctypes.data + place // LANES
-                    call_kernel(kernel, table, begin, end, pixels, first, first + count)
+                    mine = shares[run], shares[run + 1]
+                    _compute(kernel, tables, groups, mine, (begin, end), (first, first + count))
                     for frame in range(begin, end):
                         value, reasons, marked = rows[value_row, frame], rows[flags_row, frame], rows[marks_row, frame]
                         _blank_missing(blocks, absent, frame, tile, count, value, fill, reasons, marked)

@@ -164,8 +164,8 @@ class PlainDataset:
             target[...], missing[inside], self.lacking = 0, True, True
             return
         within = tuple(p - o for p, o in zip(part[0], offset, strict=True))
-        first = int(np.ravel_multi_index(within, self.chunks))
-        last = int(np.ravel_multi_index([w + n - 1 for w, n in zip(within, part[1], strict=True)], self.chunks)) + 1
+        first = _number(within, self.chunks)
+        last = _number(tuple(w + n - 1 for w, n in zip(within, part[1], strict=True)), self.chunks) + 1
         in_a_row = last - first == target.size and target.flags.c_contiguous and target.dtype == self.dtype
         whole = in_a_row and part[1] == self.chunks
         if in_a_row and not self.pipeline.filters and size == self.pipeline.chunk_bytes:
@@ -396,6 +396,14 @@ class PlainDataset:
         if offset in self._infos:
             return self._infos[offset]
         return self.dataset.id.get_chunk_info_by_coord(offset)
+
+
+def _number(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Which element lies at a place of an array."""
+    number = 0
+    for index, length in zip(place, shape, strict=True):
+        number = number * length + index
+    return number
 
 
 def _slices(box: Box) -> tuple[slice, ...]:

@@ -15,6 +15,7 @@ from gaincal.calibration import Calibration
 from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels.arithmetic import ieee
+from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.pipeline import Results, blank, evaluating, interpret, whole_tiles, worth_compiling
 from gaincal.kernels.results import Chunks, Tally
@@ -36,7 +37,6 @@ class Fetch:
     Parameters
     ----------
     frames : ndarray (frame,) of int
-        In ascending order.
     start, count : tuple of int
         Which of their pixels: first index and length along every pixel dim.
     compiled : bool
@@ -78,7 +78,7 @@ class Evaluation:
         needed = calibration.large.keys() & {c.name for c in program.constants}
         self.grouped = GroupedProgram(calibration, program) if needed else None
         self._compiled = False
-        self.tiled = self.grouped is None and whole_tiles(calibration.runs(program), calibration.layout.pixels)
+        self.tiled = whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
         self, start: tuple[int, ...], count: tuple[int, ...], with_flags: bool = False
@@ -117,7 +117,7 @@ class Evaluation:
         """Frames that are computed together, at most so many, in the order in which constants serve longest."""
         frames = np.arange(first, first + count)
         ordered = frames if self.grouped is None else self.grouped.order(frames)
-        return [np.sort(ordered[begin : begin + most]) for begin in range(0, count, most)]
+        return [ordered[begin : begin + most] for begin in range(0, count, most)]
 
     def fetch(self, frames: Frames) -> Fetch:
         """Begin with whole frames: everything that needs HDF5 to know where they lie."""
@@ -169,8 +169,11 @@ class Evaluation:
         window = tuple(slice(s, s + n) for s, n in zip(fetch.start, fetch.count, strict=True))
         if fetch.compiled:
             arrays = self.calibration.by_frame(self.program, words, frames, window)
-            prepared = self.calibration.prepared(self.program, window)
-            return evaluating(prepared, arrays, results, self.threads, missing, beside)
+            plan = Plan.of(self.calibration.prepared(self.program, window), len(fetch.frames))
+            return evaluating(plan, arrays, results, self.threads, missing, beside)
+        if self.grouped is not None and self.tiled and not isinstance(results.value, np.ndarray):
+            plan, arrays = self.grouped.plan(words, frames, self.threads)
+            return evaluating(plan, arrays, results, self.threads, missing, beside)
         if self.grouped is not None:
             value, flags = results.arrays(self.dtype)
             self.grouped.evaluate(words, frames, window, value, flags, self.threads)
@@ -222,8 +225,8 @@ def stretches(frames: Frames) -> Iterator[tuple[int, int]]:
 
 def as_slice(frames: Frames) -> slice | Frames:
     """Frames as a slice, if they follow each other."""
-    first, number = int(frames[0]), len(frames)
-    return slice(first, first + number) if int(frames[-1]) - first + 1 == number else frames
+    parts = list(stretches(frames))
+    return slice(parts[0][0], sum(parts[0])) if len(parts) == 1 else frames
 
 
 def _room(whole: Array, here: slice | Frames) -> Array:

@@ -115,7 +115,7 @@ class StoredSlabs(FieldSlabs):
 
     def whole(self) -> Array:
         """Read everything."""
-        values = np.empty(self.shape, self.dtype)
+        values: Array = np.empty(self.shape, self.dtype)
         for place in slab_places(self.shape):
-            self.slab(place, values[(*place, ...)])
+            self.slab(place, values[place] if place else values)
         return values
