@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,23 @@ def written(
     with h5py.File(directory / "chunk.h5", "w") as file:
         pipeline, stored = stored_chunk(file, ramp(dtype, shape), options)
     return pipeline, stored.tobytes()
+
+
+@dataclass
+class InSlabs:
+    """An array that is read slab by slab; counts how often."""
+
+    values: npt.NDArray[Any]
+    reads: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.values.dtype
+
+    def slab(self, place: tuple[int, ...], out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:  # noqa: ARG002
+        self.reads += 1
+        return np.asarray(self.values[place])

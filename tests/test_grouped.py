@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from stored import InSlabs
 
 from gaincal import constants
 from gaincal.calibration import Calibration, RawLayout, bind
@@ -48,26 +48,6 @@ variance = { units = "ADU^2", dtype = "float32", variance_of = "signal" }
 no_cell = { when = "cell == 65535" }
 no_calibration = { when = "not (finite(threshold[cell]) and finite(signal))" }
 """
-
-
-@dataclass
-class InSlabs:
-    """An array that is read slab by slab; counts how often."""
-
-    values: Array
-    reads: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.values.dtype
-
-    def slab(self, place: tuple[int, ...], out: Array | None = None) -> Array:  # noqa: ARG002
-        self.reads += 1
-        return np.asarray(self.values[place])
 
 
 def bound(large: bool) -> tuple[Calibration, dict[str, Array]]:

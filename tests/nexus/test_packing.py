@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import build_run, build_virtual_run, detector_formula
+from stored import InSlabs
 
-from gaincal.calibration import Calibration, ConstantMap, RawLayout, bind
+from gaincal import constants
+from gaincal.calibration import Calibration, RawLayout, bind
+from gaincal.constants import ConstantMap, LargeConstant
 from gaincal.errors import FileError
 from gaincal.formulas.catalog import get
 from gaincal.formulas.formula import Formula
@@ -33,6 +37,7 @@ Array = npt.NDArray[Any]
 MISSING = np.uint32(1 << MISSING_BIT)
 LZ4 = dict(hdf5plugin.Bitshuffle(nelems=4096, cname="lz4"))
 LABELS = {"stage": (0, 1, 2), "threshold": (0, 1), "cell": (3, 7)}
+LARGE = [("agipd", "signal", "float32"), ("agipd", "counts", "int16"), ("lpd", "counts", "int32")]
 FRAMES = 20
 """More than the stream takes together."""
 Make = Callable[[Path, Array], npt.NDArray[np.bool_]]
@@ -63,6 +68,16 @@ def calibration(formula: Formula, layout: RawLayout) -> Calibration:
     words = {i.name for i in formula.inputs if set(i.dims) == {"frame", *formula.checked.pixel_dims}}
     given = {i.name: inputs[i.name] for i in formula.inputs if i.name not in words}
     return bind(formula, layout, dict.fromkeys(words, np.dtype(np.uint16)), given, constants)
+
+
+def in_slabs(bound: Calibration) -> Calibration:
+    """The same with its real constants read slab by slab."""
+    large = {
+        c.name: LargeConstant(InSlabs(bound.arrays[c.name]), bound.labels[c.name], "float32")
+        for c in bound.formula.constants
+        if c.name in bound.labels
+    }
+    return replace(bound, arrays={n: a for n, a in bound.arrays.items() if n not in large}, large=large)
 
 
 def expected(bound: Calibration, program: Program, words: Mapping[str, Array], missing: Array) -> tuple[Array, Array]:
@@ -303,6 +318,41 @@ def test_two_words_inputs_may_be_stored_differently(options: dict[str, Any], tmp
     packed = {"analog": True, "digital": options is LZ4}
     outputs = (("signal", "float32"), ("counts", "int16"))
     require_same_bits(tmp_path, get("agipd"), words, missing, packed=packed, threads=(1, 2), outputs=outputs)
+
+
+@pytest.mark.parametrize("held", [1 << 30, 0], ids=["in the order of the run", "label by label"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("name", "output", "dtype"), LARGE)
+def test_large_constants_are_taken_label_by_label(
+    name: str, output: str, dtype: str, threads: int, held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constants that are read slab by slab, and are held or not, give what those in memory do."""
+    monkeypatch.setattr(constants, "CACHE", constants.Cache(held))
+    formula, boxes = get(name), [(0,), (1,), (2,)]
+    inputs = ("analog", "digital") if name == "agipd" else ("raw",)
+    words = {n: make_words((FRAMES, 3, 64, 128), seed) & 0x3FFF for seed, n in enumerate(inputs)}
+    missing = np.zeros((FRAMES, 3, 64, 128), bool)
+    for lost, n in enumerate(inputs):
+        missing |= write_modules(tmp_path, words[n], boxes, n, lost=lost)
+    bound = calibration(formula, RawLayout(FRAMES, (3, 64, 128)))
+    values, flags = expected(bound, bound.program(output, dtype), words, missing)
+    with Resolver(tmp_path / "words.h5") as resolver:
+        sources = {n: Words(resolver, resolver.get(n)) for n in words}
+        evaluation = Evaluation(in_slabs(bound), sources, bound.program(output, dtype), threads)
+        require_results(tmp_path, evaluation, values, flags)
+        blocks, counted, cells = evaluation.blocks(0, FRAMES, 3), Tally(values.shape[1:]), bound.arrays["cell"]
+        assert sorted(np.concatenate(blocks)) == list(range(FRAMES))
+        assert held or np.array_equal(cells[np.concatenate(blocks)], sorted(cells.tolist()))
+        for frames in blocks:
+            chunks = Chunks(len(frames), values[0].size, values.dtype, values.dtype.kind == "i")
+            with evaluation.storing(evaluation.fetch(frames), chunks, counted):
+                pass
+            assert read_back(chunks, tmp_path).tobytes() == values[frames].tobytes()
+    whole = Tally(values.shape[1:])
+    whole.add(flags.reshape(FRAMES, -1))
+    np.testing.assert_array_equal(counted.counts, whole.counts)
+    np.testing.assert_array_equal(counted.always, whole.always)
+    assert counted.missing_frames == whole.missing_frames
 
 
 @pytest.mark.parametrize("name", ["whole frames", "tiles that were never written"])
