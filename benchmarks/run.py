@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parent))
 
 import agipd
+import cells
 import dark_runs
 import runs
 import starting
@@ -23,6 +24,7 @@ import test_reading
 from measure import speed_ratio, take_turns
 from test_kernel import FRAMES, family_tasks, numpy_select, one_by_one, peers, tasks
 
+from gaincal import constants
 from gaincal.formulas import catalog
 
 ROUNDS = 9
@@ -30,6 +32,7 @@ NUMPY_FRAMES = 8
 FAMILY_FRAMES = 64
 READ_FRAMES, APPLY_FRAMES, DARK_FRAMES = 100, 4000, 4000
 APPLY_FLOATS = 1000
+CELLS, TRAINS = 64, 8
 MEMORY_FRAMES, DARK_MODULES, MEMORY_DARKS = 10_000, 16, 200
 Found = dict[str, dict[str, float]]
 DARK_PEAK = """
@@ -122,6 +125,19 @@ def applying() -> Found:
     return found
 
 
+def agipd_run() -> Found:
+    """``apply`` to a run of AGIPD, constants of all cells held or not, relative to h5py reading the words."""
+    found: Found = {}
+    with TemporaryDirectory(dir=".") as folder:
+        master = cells.build(Path(folder), CELLS, TRAINS)
+        for case, most in (("held", 4 << 30), ("not held", 512 << 20)):
+            constants.CACHE.most = most
+            times = take_turns(cells.tasks(master, 2), 3, 1)
+            names = ("signal", "counts")
+            found[f"constants {case}, 2 threads"] = {n: speed_ratio(times, n, "h5py raw") for n in names}
+    return found
+
+
 def taking_darks() -> Found:
     """``darks`` from file to file, relative to h5py's raw words, and to the words as decoded here."""
     found: Found = {}
@@ -169,6 +185,7 @@ PARTS: tuple[Callable[[], Found], ...] = (
     agipd_trains,
     reading,
     applying,
+    agipd_run,
     taking_darks,
     memory,
     starts,

@@ -164,6 +164,32 @@ def test_slabs_in_use_hold_no_pieces_of_those_that_are_gone(monkeypatch: pytest.
         assert 0 < len(pieces) * 3 * slab <= cache.most + 2 * 3 * slab
 
 
+@pytest.mark.parametrize(
+    ("said", "memory", "wanted"),
+    [("", 64 << 30, 8 << 30), ("", 1 << 30, 512 << 20), ("100", 64 << 30, 100 << 20), ("much", 1 << 30, 512 << 20)],
+)
+def test_how_much_is_held(said: str, memory: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(constants.CACHE_VARIABLE, said)
+    assert constants.cache_bytes(memory) == wanted
+
+
+def test_frames_go_label_by_label_where_not_all_planes_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration, _ = bound(large=True)
+    grouped = GroupedProgram(calibration, calibration.program("signal"))
+    cells, frames = calibration.arrays["cell"], np.arange(1, FRAMES)
+    label = MODULES * Y * X * (3 * 4 + 4)  # threshold and two planes of the offset, and what is known of them
+    for held in (0, label, 2 * label, 4 * label):
+        monkeypatch.setattr(constants, "CACHE", constants.Cache(held))
+        blocks = grouped.blocks(frames, 2)
+        assert sorted(np.concatenate(blocks)) == frames.tolist()
+        for block in blocks:
+            labels = np.unique(cells[block], axis=0)
+            assert len(block) <= 2
+            assert len(labels) <= max(1, held // label // 2)
+    monkeypatch.setattr(constants, "CACHE", constants.Cache(FRAMES * label))
+    assert [b.tolist() for b in grouped.blocks(frames, 4)] == [[1, 2, 3, 4], [5, 6]]
+
+
 def piece_of(array: Array) -> Array:
     """The array whose memory it is."""
     while isinstance(array.base, np.ndarray):

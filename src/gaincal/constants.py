@@ -14,11 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.formulas.program import Labels
-from gaincal.kernels.memory import Shelf
+from gaincal.kernels.memory import Shelf, available_memory
 
 Array = npt.NDArray[Any]
 SLAB_DIMS = 2
 CACHE_BYTES = 512 << 20
+"""Held of large constants at least, and more where there is memory."""
+CACHE_SHARE = 8
+"""One part in so many of the memory that there is."""
+CACHE_VARIABLE = "GAINCAL_CONSTANTS_MIB"
 Held = TypeVar("Held", bound="Sized")
 Fixed = tuple[tuple[int, int], ...]
 """Numbers of axes, and a label along each."""
@@ -163,5 +167,11 @@ class Cache:
         return made
 
 
-CACHE = Cache(CACHE_BYTES)
+def cache_bytes(memory: int) -> int:
+    """How many bytes of large constants a process holds that may use so much memory, unless the user said it."""
+    said = os.environ.get(CACHE_VARIABLE, "")
+    return int(said) << 20 if said.isdecimal() else max(CACHE_BYTES, memory // CACHE_SHARE)
+
+
+CACHE = Cache(cache_bytes(available_memory()))
 os.register_at_fork(after_in_child=CACHE.forget)

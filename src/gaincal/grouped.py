@@ -31,6 +31,8 @@ Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
 PLANES_BYTES = 64 << 20
 """Of large constants that are in use at a time."""
+HELD_BLOCKS = 2
+"""Labels of so many blocks are held: those of the one before must not go because of those that come."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,19 +154,25 @@ class GroupedProgram:
         """The labels (frame, index) of a module."""
         return np.stack([arrays[n] for n in self.index] or [np.zeros(frames)], axis=1)
 
-    def order(self, frames: Array) -> Array:
-        """Frames label by label, where the planes of all their labels are more than are held.
+    def blocks(self, frames: Array, most: int) -> list[Array]:
+        """Frames in blocks of at most so many: label by label where the planes of all labels are more than are held.
 
         In the order of the run those would be read again for every train.
         """
         given = [self.calibration.arrays[name] for name in self.index]
         chosen = [a[frames].reshape(len(frames), -1) for a in given if a.ndim]
-        if not chosen:
-            return frames
-        found, group = np.unique(np.concatenate(chosen, axis=1), axis=0, return_inverse=True)
+        labels, group = np.zeros(1), np.zeros(len(frames), np.intp)
+        if chosen:
+            labels, group = np.unique(np.concatenate(chosen, axis=1), axis=0, return_inverse=True)
         modules = math.prod(self.calibration.layout.pixels[:-SLAB_DIMS])
-        fits = len(found) * modules * self._label_bytes <= constants.CACHE.most
-        return frames if fits else frames[np.argsort(group.reshape(-1), kind="stable")]
+        held = max(1, constants.CACHE.most // max(1, modules * self._label_bytes))
+        if len(labels) <= held:
+            return [frames[begin : begin + most] for begin in range(0, len(frames), most)]
+        order = np.argsort(group.reshape(-1), kind="stable")
+        part = group.reshape(-1)[order] // max(1, held // HELD_BLOCKS)
+        cuts = np.flatnonzero(np.diff(part)) + 1
+        parts = np.split(frames[order], cuts)
+        return [own[begin : begin + most] for own in parts for begin in range(0, len(own), most)]
 
     def _labels_at_once(self, pixels: int) -> int:
         """So many labels that their planes take no more than `PLANES_BYTES`."""
@@ -220,7 +228,7 @@ class GroupedProgram:
 
         def find(one: _Wanted) -> None:
             make = partial(prepare, one)
-            found[one.key] = constants.CACHE.get((self, *one.key), make) if whole else make()
+            found[one.key] = constants.CACHE.get((self.calibration, self.inner, *one.key), make) if whole else make()
 
         run_all([partial(find, one) for one in {one.key: one for one in wanted}.values()], threads)
         return [found[one.key] for one in wanted]

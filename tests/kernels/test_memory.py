@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,37 @@ def test_nothing_is_said_of(script: str) -> None:
     code = f"from gaincal.kernels.memory import empty_aligned\n{script}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_slurm_says_how_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
+    assert memory.available_memory() == 100 << 20
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "wanted"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "3000", "memory.max": "9000"}, 3000),
+        ("0::/a/b", {"a/b/memory.max": "2000", "a/memory.max": "3000"}, 2000),
+        ("0::/\n4:memory:/job", {"memory/job/memory.limit_in_bytes": "5000"}, 5000),
+        ("4:memory:/job", {"memory/memory.limit_in_bytes": "7000"}, 7000),  # within a container
+        ("0::/../..", {}, None),
+        ("7:cpu:/a", {"memory/a/memory.limit_in_bytes": "1"}, None),
+        ("odd", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_control_groups_bound_memory(
+    groups: str | None, limits: dict[str, str], wanted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    places = {"": (str(tmp_path), "memory.max"), "memory": (str(tmp_path / "memory"), "memory.limit_in_bytes")}
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", places)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    if groups is not None:
+        (tmp_path / "own").write_text(groups)
+    for name, text in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory.available_memory() == (whole if wanted is None else wanted)

@@ -7,6 +7,10 @@ made of blocks that come back when nobody refers to the array any more.
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,8 +24,31 @@ IDLE_BYTES = 512 << 20
 """Most memory that waits to be used again."""
 PIECE_BYTES = 32 << 20
 """Of a shelf: NumPy asks for large pages where an array has 4 MiB and more."""
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_CONTROL_GROUPS = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")}
 _STEPS = 8
 """Sizes per doubling: an array is at most an eighth smaller than its block."""
+
+
+def available_memory() -> int:
+    """Bytes that this process may use: what the machine has, a control group allows or Slurm granted."""
+    allowed = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    granted = os.environ.get("SLURM_MEM_PER_NODE", "")
+    allowed += [int(granted) << 20] if granted.isdecimal() and int(granted) > 0 else []
+    with suppress(OSError, ValueError):  # no such groups here
+        for line in _OWN_GROUPS.read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            root, limit = _CONTROL_GROUPS.get(controllers, ("", ""))
+            allowed += [n for n in _limits(root, group, limit) if root]
+    return min(allowed)
+
+
+def _limits(root: str, group: str, limit: str) -> Iterator[int]:
+    """What a control group and those above it allow."""
+    own = PurePosixPath(group.lstrip("/"))
+    for part in (own, *own.parents):
+        with suppress(OSError, ValueError):
+            yield int((Path(root) / part / limit).read_text())
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

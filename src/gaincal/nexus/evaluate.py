@@ -116,8 +116,9 @@ class Evaluation:
     def blocks(self, first: int, count: int, most: int) -> list[Frames]:
         """Frames that are computed together, at most so many, in the order in which constants serve longest."""
         frames = np.arange(first, first + count)
-        ordered = frames if self.grouped is None else self.grouped.order(frames)
-        return [ordered[begin : begin + most] for begin in range(0, count, most)]
+        if self.grouped is not None:
+            return self.grouped.blocks(frames, most)
+        return [frames[begin : begin + most] for begin in range(0, count, most)]
 
     def fetch(self, frames: Frames) -> Fetch:
         """Begin with whole frames: everything that needs HDF5 to know where they lie."""

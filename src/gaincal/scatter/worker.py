@@ -11,11 +11,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import h5py
 
+from gaincal import constants
 from gaincal.errors import FileError, OutputError
+from gaincal.kernels.memory import available_memory
 from gaincal.kernels.results import Tally
 from gaincal.nexus.atomic import AtomicFile
 from gaincal.nexus.dataset import PlainDataset
@@ -111,7 +113,18 @@ def _is_whole(part: Part, order: Order) -> bool:
     return True
 
 
+def _bound_memory() -> None:
+    """Hold no more constants than suits this worker's part of the memory: its limit, or one for each processor."""
+    from distributed import get_worker
+
+    limit = None
+    with suppress(ValueError):  # nobody's worker
+        limit = getattr(getattr(get_worker(), "memory_manager", None), "memory_limit", None)
+    constants.CACHE.most = constants.cache_bytes(limit or available_memory() // (os.cpu_count() or 1))
+
+
 def _write(part: Part, order: Order) -> None:
+    _bound_memory()
     with _masters.use(order) as master:
         _check_same(order, master)
         work = prepare(master, frames=(part.first, part.first + part.count), **order.request)
