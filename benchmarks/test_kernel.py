@@ -14,6 +14,7 @@ from measure import best_ratio
 from numba import njit
 
 from gaincal.formulas import catalog
+from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import aligned, empty_aligned
 
 Array = npt.NDArray[Any]
@@ -33,15 +34,15 @@ def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     calibration = switched.calibration(frames)
     words = aligned(switched.words(case, frames), np.uint16)
     program = calibration.program("energy")
-    prepared = calibration.prepared(program)
+    plan = Plan.of(calibration.prepared(program), frames)
     arrays = calibration.by_frame(program, {"raw": words}, slice(None))
     out = empty_aligned((frames, words[0].size), np.float32)
     flags = empty_aligned(out.shape, np.uint32)
     flat, flat_out = words.reshape(-1), out.reshape(-1)
     return {
         "copy": lambda: copy(flat, flat_out),
-        "kernel": lambda: prepared.evaluate(arrays, out),
-        "kernel and flags": lambda: prepared.evaluate(arrays, out, flags),
+        "kernel": lambda: plan.evaluate(arrays, out),
+        "kernel and flags": lambda: plan.evaluate(arrays, out, flags),
     }
 
 
@@ -57,7 +58,7 @@ def one_by_one(case: str, frames: int) -> dict[str, Callable[[], object]]:
     def kernel() -> None:
         for k in range(frames):
             one = slice(k, k + 1)
-            prepared.evaluate(calibration.by_frame(program, {"raw": words[one]}, one), out[:1])
+            Plan.of(prepared, 1).evaluate(calibration.by_frame(program, {"raw": words[one]}, one), out[:1])
 
     return {"copy": lambda: copy(flat, flat_out), "kernel": kernel}
 
@@ -116,12 +117,13 @@ def family_tasks(name: str, frames: int) -> dict[str, Callable[[], object]]:
     calibration, words = families.block(name, families.frames_of(name, frames))
     program = calibration.program()
     words = {n: aligned(w, w.dtype) for n, w in words.items()}
-    prepared, first = calibration.prepared(program), next(iter(words.values()))
+    first = next(iter(words.values()))
+    plan = Plan.of(calibration.prepared(program), len(first))
     arrays = calibration.by_frame(program, words, slice(None))
     out = empty_aligned((len(first), first[0].size), np.dtype(program.dtype))
     return {
         "copy": lambda: copy(first.reshape(-1), out.reshape(-1)),
-        "kernel": lambda: prepared.evaluate(arrays, out),
+        "kernel": lambda: plan.evaluate(arrays, out),
     }
 
 

@@ -14,6 +14,7 @@ from gaincal.errors import BindError, RequestError
 from gaincal.formulas.catalog import get
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import blocks, reference
+from gaincal.kernels.blocks import Plan
 
 Array = npt.NDArray[Any]
 LAYOUT = RawLayout(5, (4, 6))
@@ -333,7 +334,7 @@ def computed(bound: Calibration, window: tuple[slice, ...]) -> Array:
     program, own = bound.program(), raw()[(slice(0, 5), *window)]
     prepared = bound.prepared(program, window)
     value = np.empty((5, prepared.pixels), np.float32)
-    prepared.evaluate(bound.by_frame(program, {"raw": own}, slice(0, 5), window), value)
+    Plan.of(prepared, 5).evaluate(bound.by_frame(program, {"raw": own}, slice(0, 5), window), value)
     return value
 
 

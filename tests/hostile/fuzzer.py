@@ -24,13 +24,14 @@ import numpy as np
 from stored import Array, Bytes, stored_chunk
 
 from gaincal.kernels import pipeline as kernel_pipeline
-from gaincal.kernels.blocks import Prepared
+from gaincal.kernels.blocks import Plan
 from gaincal.kernels.checksum import fletcher32
 from gaincal.kernels.codecs import decode_chunk
 from gaincal.kernels.decode import BITSHUFFLE, BLOSC, CHECKSUM_BYTES, DEFLATE, LZ4, ZSTD, BadChunk, Pipeline
 from gaincal.kernels.libraries import plugins
 from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.pipeline import Results
+from gaincal.kernels.prepared import Prepared
 
 hdf5plugin = plugins()
 
@@ -275,7 +276,8 @@ class Decoder:
         out = self.results.empty(pipeline.chunk_bytes, PATTERNS[0]).view(np.uint16).reshape(1, elements)
         packed = Packed(blocks.reshape(1, tiles, 2), elements, [stored], complain)
         try:
-            with kernel_pipeline.evaluating(Prepared(self.program, {}, elements), {"raw": packed}, Results(out), 1):
+            plan = Plan.of(Prepared(self.program, {}, elements), len(out))
+            with kernel_pipeline.evaluating(plan, {"raw": packed}, Results(out), 1):
                 pass
         except BadChunk:
             return None

@@ -12,8 +12,10 @@ import pytest
 from helpers import SPECIALS, Array, assert_same_bits, bits, compiled, declare, oracle, program_of, shuffled
 
 from gaincal.formulas.program import Program
-from gaincal.kernels import blocks, threads
+from gaincal.kernels import blocks, prepared, threads
+from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import empty_aligned
+from gaincal.kernels.prepared import Prepared
 from gaincal.kernels.rows import Rows
 
 TABLES = {"t": [0, 1, -1, 2]}
@@ -53,8 +55,8 @@ def arrays_for(frames: int, pixels: int, seed: int = 0) -> dict[str, Array]:
 @pytest.fixture
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Split even the smallest block among the threads."""
-    monkeypatch.setattr(blocks, "MIN_WORDS_PER_TASK", 1)
-    monkeypatch.setattr(blocks, "PIXELS_PER_TASK", 7)
+    monkeypatch.setattr(prepared, "MIN_WORDS_PER_TASK", 1)
+    monkeypatch.setattr(prepared, "PIXELS_PER_TASK", 7)
 
 
 @pytest.mark.parametrize("frames", range(6))
@@ -90,7 +92,7 @@ def test_a_block_without_pixels_is_computed_to_nothing(threads: int, frames: int
 @pytest.mark.parametrize("frames", [0, 1, 1000])
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 def test_tasks_cover_every_pixel_once(pixels: int, frames: int, threads: int) -> None:
-    covered = [p for task in blocks._split(frames, 0, pixels, threads) for p in range(*task)]
+    covered = [p for task in prepared.split_pixels(frames, 0, pixels, threads) for p in range(*task)]
     assert covered == list(range(pixels))
 
 
@@ -253,19 +255,19 @@ def test_threads_that_compile_at_once_give_the_same_bits() -> None:
 
 def test_threads_that_prepare_at_once_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """They find the same conditions, of which only those that stay may be pointed at."""
-    monkeypatch.setattr(blocks, "MIN_WORDS_PER_TASK", 1)
-    monkeypatch.setattr(blocks, "PIXELS_PER_TASK", 64)
+    monkeypatch.setattr(prepared, "MIN_WORDS_PER_TASK", 1)
+    monkeypatch.setattr(prepared, "PIXELS_PER_TASK", 64)
     program = staged()
     for pixels in range(64, 5000, 617):
         arrays = arrays_for(3, pixels, pixels)
         wanted = bits(oracle(program, arrays, (3, pixels))[0])
-        prepared = blocks.Prepared.of(program, arrays, pixels)
+        plan = Plan.of(Prepared.of(program, arrays, pixels), 3)
 
-        def work(most: int, prepared: blocks.Prepared = prepared, arrays: dict[str, Array] = arrays) -> Array:
-            value = np.empty((3, prepared.pixels), np.float32)
+        def work(most: int, plan: Plan = plan, arrays: dict[str, Array] = arrays) -> Array:
+            value = np.empty((3, plan.pixels), np.float32)
             for _ in range(3):
                 value[...] = 0
-                prepared.evaluate(arrays, value, None, most)
+                plan.evaluate(arrays, value, None, most)
             return value
 
         with ThreadPoolExecutor(8) as pool:
@@ -275,12 +277,12 @@ def test_threads_that_prepare_at_once_give_the_same_bits(monkeypatch: pytest.Mon
 
 def test_what_is_prepared_is_asked_for_conditions_once(monkeypatch: pytest.MonkeyPatch) -> None:
     program, arrays = staged(), arrays_for(4, 200)
-    prepared = blocks.Prepared.of(program, arrays, 200)
+    plan = Plan.of(Prepared.of(program, arrays, 200), 4)
     value, flags = np.empty((4, 200), np.float32), np.empty((4, 200), np.uint32)
-    prepared.evaluate(arrays, value, flags)
+    plan.evaluate(arrays, value, flags)
     wanted = value.tobytes(), flags.tobytes()
-    monkeypatch.setattr(blocks.Prepared, "_known", None)
-    prepared.evaluate(arrays, value, flags)
+    monkeypatch.setattr(Prepared, "_known", None)
+    plan.evaluate(arrays, value, flags)
     assert (value.tobytes(), flags.tobytes()) == wanted
 
 
@@ -320,7 +322,7 @@ def test_an_interrupted_evaluation_ends_only_when_no_task_writes_any_more(monkey
             time.sleep(0.2)
             ended.append(first)
 
-    monkeypatch.setattr(blocks, "compiled", lambda *_: Interrupted())
+    monkeypatch.setattr(prepared, "compiled", lambda *_: Interrupted())
     with pytest.raises(KeyboardInterrupt):
         blocks.evaluate(staged(), arrays_for(2, 21), np.empty((2, 21), np.float32), None, 4)
     count = len(ended)

@@ -18,9 +18,10 @@ from stored import index_chunk
 
 from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import pipeline
-from gaincal.kernels.blocks import Prepared
+from gaincal.kernels.blocks import Plan
 from gaincal.kernels.packed import BLOCK, Packed
 from gaincal.kernels.pipeline import Results, evaluating, interpret, streams
+from gaincal.kernels.prepared import Prepared
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.kernels.stream import GROUP
 
@@ -108,11 +109,16 @@ def packed(words: Array, absent: Mapping[tuple[int, int], bool] | None = None) -
     return Packed(blocks, pixels, kept, complain)
 
 
+def plan(program: Program, arrays: Mapping[str, Any], shape: tuple[int, int]) -> Plan:
+    """The same maps for all frames."""
+    return Plan.of(Prepared.of(program, arrays, shape[1]), shape[0])
+
+
 def evaluate(
     program: Program, arrays: Mapping[str, Any], results: Results, threads: int, missing: Missing | None
 ) -> None:
     """Compute a block with compiled code."""
-    with evaluating(Prepared.of(program, arrays, results.shape[1]), arrays, results, threads, missing):
+    with evaluating(plan(program, arrays, results.shape), arrays, results, threads, missing):
         pass
 
 
@@ -273,7 +279,7 @@ def test_a_cell_per_module_belongs_to_the_tiles_of_its_module(kind: str, threads
     }
     gone = {(0, 2): True, (0, 3): True, (16, 5): True}
     stored = {**arrays, "raw": packed(arrays["raw"], gone)}
-    assert streams(Prepared.of(by_module(), arrays, shape[1]), True, Results(np.empty(shape, np.float32)))
+    assert streams(plan(by_module(), arrays, shape), True, Results(np.empty(shape, np.float32)))
     wanted = expected(by_module(), arrays, shape, spread(gone, shape))
     require_same(computed(by_module(), stored, shape, kind, compiled(threads)), wanted)
 
@@ -288,7 +294,7 @@ def test_modules_that_are_no_whole_tiles_are_not_streamed_and_the_same(kind: str
         "cell": np.array([3, 7, 9])[rng.integers(0, 3, (shape[0], modules))].astype(np.uint16),
         "h": rng.normal(0, 100, (2, shape[1])).astype(np.float32),
     }
-    assert not streams(Prepared.of(by_module(), arrays, shape[1]), False, Results(np.empty(shape, np.float32)))
+    assert not streams(plan(by_module(), arrays, shape), False, Results(np.empty(shape, np.float32)))
     wanted = expected(by_module(), arrays, shape, np.zeros(shape, bool))
     require_same(computed(by_module(), arrays, shape, kind, compiled(2)), wanted)
 
