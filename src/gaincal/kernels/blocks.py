@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
 from gaincal.kernels.memory import ALIGNMENT
 from gaincal.kernels.packed import Packed
-from gaincal.kernels.prepared import Prepared, Tables, require, split_pixels
+from gaincal.kernels.prepared import Prepared, require, split_pixels
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.threads import run_all
 
@@ -93,22 +93,33 @@ class Plan:
         Of a frame.
     runs : sequence of sequence of Share
         For each run of pixels, in order, what computes its frames, in order.
+
+    Attributes
+    ----------
+    shares : list of Share
+        Of all runs.
+    edges : list of (int, int)
+        The first pixel of every run, and the one behind its last.
     """
 
     def __init__(self, program: Program, pixels: int, runs: Sequence[Sequence[Share]]) -> None:
         self.program, self.pixels, self.runs = program, pixels, runs
         self.shares = [share for run in runs for share in run]
+        self.edges = [(run[0].first, run[0].last) for run in runs]
+        self._types = dict(program.types)
+        self._tables: dict[tuple[bool, ...], tuple[Any, npt.NDArray[np.int64]]] = {}
+
+    @cached_property
+    def groups(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Frames and pixels of a plane of every share (share, 3), and which shares are of a run (run + 1,)."""
+        groups = [(s.begin, s.end, s.prepared.pixels) for s in self.shares]
+        return np.array(groups, np.int64), np.cumsum([0, *(len(run) for run in self.runs)])
 
     @classmethod
     def of(cls, prepared: Prepared, frames: int) -> Plan:
         """The same maps for all frames."""
         runs = [[Share(prepared, run, 0, 0, frames)] for run in range(len(prepared.runs))]
         return cls(prepared.program, prepared.pixels, runs)
-
-    @property
-    def edges(self) -> list[tuple[int, int]]:
-        """The first pixel of every run, and the one behind its last."""
-        return [(run[0].first, run[0].last) for run in self.runs]
 
     def evaluate(
         self,
@@ -144,14 +155,14 @@ class Plan:
 
     def tables(self, flags: bool, marks: bool, streaming: bool, threads: int) -> tuple[Any, npt.NDArray[np.int64]]:
         """The kernel, and for every share what it wants to know; see `Prepared.tables`."""
-        found: dict[int, Tables] = {}
-        rows = []
-        for share in self.shares:
-            own = found.get(id(share.prepared)) or share.prepared.tables(flags, marks, streaming, threads)
-            found[id(share.prepared)] = own
-            row = own.rows[share.run]
-            rows.append(row - share.origin * own.steps if share.origin else row)
-        return next(iter(found.values())).kernel, np.array(rows)
+        key = flags, marks, streaming
+        known = self._tables.get(key)
+        if known is None:
+            found = {id(p): p.tables(*key, threads) for p in {id(s.prepared): s.prepared for s in self.shares}.values()}
+            own = [(share, found[id(share.prepared)]) for share in self.shares]
+            rows = [t.rows[share.run] - share.origin * t.steps for share, t in own]
+            known = self._tables[key] = own[0][1].kernel, np.array(rows)
+        return known[0], known[1].copy()
 
     def place(
         self, tables: npt.NDArray[np.int64], arrays: Mapping[str, Array | Rows | Packed], frames: int
@@ -163,13 +174,13 @@ class Plan:
         dict of str to Rows or ndarray
             What must live as long as the tables are used.
         """
-        program, types, placed = self.program, dict(self.program.types), dict[str, Array | Rows]()
+        program, placed = self.program, dict[str, Array | Rows]()
         for number, item in enumerate(program.given):
             name = item.name
             if name not in program.by_frame:
                 continue
             array, partial_ = arrays[name], name in program.partial
-            along = [self.pixels] if types[name].dims - {FRAME} else [len(self.runs)] if partial_ else []
+            along = [self.pixels] if self._types[name].dims - {FRAME} else [len(self.runs)] if partial_ else []
             require(program, name, array, (frames, *along))
             if name in program.by_row:
                 if isinstance(array, Packed):

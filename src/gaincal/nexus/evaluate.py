@@ -18,6 +18,7 @@ from gaincal.kernels.arithmetic import ieee
 from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.pipeline import Results, blank, evaluating, interpret, whole_tiles, worth_compiling
+from gaincal.kernels.prepared import Prepared
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.kernels.threads import Job, run_all, running
 from gaincal.nexus.packing import Packing
@@ -25,7 +26,7 @@ from gaincal.nexus.words import Readable
 
 Array = npt.NDArray[Any]
 Flags = npt.NDArray[np.uint32]
-Frames = npt.NDArray[np.int_]
+Frames = range | npt.NDArray[np.int_]
 BLOCK_BYTES = 32 << 20
 """Words read at a time: large enough for the kernel's constants to pay, small enough to bound memory."""
 
@@ -36,7 +37,7 @@ class Fetch:
 
     Parameters
     ----------
-    frames : ndarray (frame,) of int
+    frames : range or ndarray (frame,) of int
     start, count : tuple of int
         Which of their pixels: first index and length along every pixel dim.
     compiled : bool
@@ -78,6 +79,7 @@ class Evaluation:
         needed = calibration.large.keys() & {c.name for c in program.constants}
         self.grouped = GroupedProgram(calibration, program) if needed else None
         self._compiled = False
+        self._last: tuple[Prepared, int, Plan] | None = None
         self.tiled = whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
@@ -101,7 +103,7 @@ class Evaluation:
         if 0 in count:
             return values, flags
         for frames in self.blocks(start[0], count[0], self._frames_at_once(count[1:])):
-            here = as_slice(frames - start[0])
+            here = _moved(as_slice(frames), start[0])
             value, reasons = _room(values, here), None if flags is None else _room(flags, here)
             fetch = self._fetch(frames, start[1:], count[1:])
             run_all(fetch.jobs, self.threads)
@@ -113,12 +115,11 @@ class Evaluation:
                     flags[here] = reasons.reshape(len(frames), *count[1:])
         return values, flags
 
-    def blocks(self, first: int, count: int, most: int) -> list[Frames]:
+    def blocks(self, first: int, count: int, most: int) -> Sequence[Frames]:
         """Frames that are computed together, at most so many, in the order in which constants serve longest."""
-        frames = np.arange(first, first + count)
         if self.grouped is not None:
-            return self.grouped.blocks(frames, most)
-        return [frames[begin : begin + most] for begin in range(0, count, most)]
+            return self.grouped.blocks(np.arange(first, first + count), most)
+        return [range(first + k, first + min(k + most, count)) for k in range(0, count, most)]
 
     def fetch(self, frames: Frames) -> Fetch:
         """Begin with whole frames: everything that needs HDF5 to know where they lie."""
@@ -170,8 +171,7 @@ class Evaluation:
         window = tuple(slice(s, s + n) for s, n in zip(fetch.start, fetch.count, strict=True))
         if fetch.compiled:
             arrays = self.calibration.by_frame(self.program, words, frames, window)
-            plan = Plan.of(self.calibration.prepared(self.program, window), len(fetch.frames))
-            return evaluating(plan, arrays, results, self.threads, missing, beside)
+            return evaluating(self._plan(window, len(fetch.frames)), arrays, results, self.threads, missing, beside)
         if self.grouped is not None and self.tiled and not isinstance(results.value, np.ndarray):
             plan, arrays = self.grouped.plan(words, frames, self.threads)
             return evaluating(plan, arrays, results, self.threads, missing, beside)
@@ -183,6 +183,14 @@ class Evaluation:
         else:
             interpret(self.program, self.calibration.block(self.program, words, frames, window), results, missing)
         return running(beside, self.threads)
+
+    def _plan(self, window: tuple[slice, ...], frames: int) -> Plan:
+        """What computes so many frames of a window: the one before if it is the same."""
+        prepared = self.calibration.prepared(self.program, window)
+        last = self._last
+        if last is None or last[:2] != (prepared, frames):
+            last = self._last = prepared, frames, Plan.of(prepared, frames)
+        return last[2]
 
     def _wanted(self) -> list[str]:
         """The words that are needed."""
@@ -220,17 +228,25 @@ class Evaluation:
 
 def stretches(frames: Frames) -> Iterator[tuple[int, int]]:
     """Ranges (first, number) of frames that follow each other."""
+    if isinstance(frames, range):
+        yield frames.start, len(frames)
+        return
     for part in np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1):
         yield int(part[0]), len(part)
 
 
-def as_slice(frames: Frames) -> slice | Frames:
+def as_slice(frames: Frames) -> slice | npt.NDArray[np.int_]:
     """Frames as a slice, if they follow each other."""
     parts = list(stretches(frames))
-    return slice(parts[0][0], sum(parts[0])) if len(parts) == 1 else frames
+    return slice(parts[0][0], sum(parts[0])) if len(parts) == 1 else np.asarray(frames)
 
 
-def _room(whole: Array, here: slice | Frames) -> Array:
+def _moved(frames: slice | npt.NDArray[np.int_], by: int) -> slice | npt.NDArray[np.int_]:
+    """Frames counted from another one on."""
+    return slice(frames.start - by, frames.stop - by) if isinstance(frames, slice) else frames - by
+
+
+def _room(whole: Array, here: slice | npt.NDArray[np.int_]) -> Array:
     """Where some frames (frame, pixel) of an array are computed: in it if they follow each other."""
     part = whole[here] if isinstance(here, slice) else empty_aligned((len(here), *whole.shape[1:]), whole.dtype)
     return part.reshape(len(part), -1)

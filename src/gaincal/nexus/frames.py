@@ -76,12 +76,12 @@ def write_frames(
     tally, done = Tally(pixels), 0
     with closing(_computed(evaluation, cut, tally)) as computed:
         for frames, chunks in computed:
-            for k, (frame, chunk) in enumerate(zip(frames.tolist(), chunks.stored(), strict=True)):
+            for k, (frame, chunk) in enumerate(zip(frames, chunks.stored(), strict=True)):
                 if _shrinks(evaluation) and not chunks.compressed:
                     assert chunks.values is not None
-                    dataset[frame - first] = chunks.values[k].reshape(stored)
+                    dataset[int(frame) - first] = chunks.values[k].reshape(stored)
                 else:
-                    dataset.id.write_direct_chunk((frame - first, *(0,) * len(stored)), chunk)
+                    dataset.id.write_direct_chunk((int(frame) - first, *(0,) * len(stored)), chunk)
                 written.check()
             if spread is not None and deviations is not None:
                 for begin, number in stretches(frames):
