@@ -14,7 +14,6 @@ from measure import best_ratio
 from numba import njit
 
 from gaincal.formulas import catalog
-from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import aligned, empty_aligned
 
 Array = npt.NDArray[Any]
@@ -34,7 +33,7 @@ def tasks(case: str, frames: int) -> dict[str, Callable[[], object]]:
     calibration = switched.calibration(frames)
     words = aligned(switched.words(case, frames), np.uint16)
     program = calibration.program("energy")
-    plan = Plan.of(calibration.prepared(program), frames)
+    plan = calibration.plan(program, frames)
     arrays = calibration.by_frame(program, {"raw": words}, slice(None))
     out = empty_aligned((frames, words[0].size), np.float32)
     flags = empty_aligned(out.shape, np.uint32)
@@ -51,14 +50,14 @@ def one_by_one(case: str, frames: int) -> dict[str, Callable[[], object]]:
     calibration = switched.calibration(frames)
     words = aligned(switched.words(case, frames), np.uint16)
     program = calibration.program("energy")
-    prepared = calibration.prepared(program)
+    plan = calibration.plan(program, 1)
     out = empty_aligned((frames, words[0].size), np.float32)
     flat, flat_out = words.reshape(-1), out.reshape(-1)
 
     def kernel() -> None:
         for k in range(frames):
             one = slice(k, k + 1)
-            Plan.of(prepared, 1).evaluate(calibration.by_frame(program, {"raw": words[one]}, one), out[:1])
+            plan.evaluate(calibration.by_frame(program, {"raw": words[one]}, one), out[:1])
 
     return {"copy": lambda: copy(flat, flat_out), "kernel": kernel}
 
@@ -118,7 +117,7 @@ def family_tasks(name: str, frames: int) -> dict[str, Callable[[], object]]:
     program = calibration.program()
     words = {n: aligned(w, w.dtype) for n, w in words.items()}
     first = next(iter(words.values()))
-    plan = Plan.of(calibration.prepared(program), len(first))
+    plan = calibration.plan(program, len(first))
     arrays = calibration.by_frame(program, words, slice(None))
     out = empty_aligned((len(first), first[0].size), np.dtype(program.dtype))
     return {

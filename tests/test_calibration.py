@@ -14,7 +14,6 @@ from gaincal.errors import BindError, RequestError
 from gaincal.formulas.catalog import get
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import blocks, reference
-from gaincal.kernels.blocks import Plan
 
 Array = npt.NDArray[Any]
 LAYOUT = RawLayout(5, (4, 6))
@@ -332,9 +331,9 @@ def test_arrays_of_a_calibration_cannot_be_written() -> None:
 def computed(bound: Calibration, window: tuple[slice, ...]) -> Array:
     """Energies of a window, by what is prepared for it."""
     program, own = bound.program(), raw()[(slice(0, 5), *window)]
-    prepared = bound.prepared(program, window)
-    value = np.empty((5, prepared.pixels), np.float32)
-    Plan.of(prepared, 5).evaluate(bound.by_frame(program, {"raw": own}, slice(0, 5), window), value)
+    plan = bound.plan(program, 5, window)
+    value = np.empty((5, plan.pixels), np.float32)
+    plan.evaluate(bound.by_frame(program, {"raw": own}, slice(0, 5), window), value)
     return value
 
 
@@ -346,7 +345,7 @@ def test_what_is_prepared_of_a_window_gives_its_pixels_again_and_again(window: t
     for _ in range(3):
         whole = wanted.reshape(5, 4, 6)[(slice(None), *window)]
         np.testing.assert_array_equal(computed(bound, window), whole.reshape(5, -1))
-    assert bound.prepared(program, window) is bound.prepared(program, window)
+    assert bound.plan(program, 5, window) is bound.plan(program, 5, window)
 
 
 def test_few_windows_are_remembered() -> None:
@@ -354,14 +353,14 @@ def test_few_windows_are_remembered() -> None:
     program = bound.program()
     windows = [(slice(y, y + 1), slice(0, x)) for y in range(4) for x in range(1, 7)]
     for window in windows:
-        bound.prepared(program, window)
-    assert len(bound._prepared) <= calibration.MAX_WINDOWS < len(windows)
+        bound.plan(program, 5, window)
+    assert len(bound._windows) <= calibration.MAX_WINDOWS < len(windows)
 
 
 def test_windows_whose_copies_are_large_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "MAX_COPIED", 100)
     bound = jungfrau()
     program = bound.program()
-    assert bound.prepared(program) is bound.prepared(program)
+    assert bound.plan(program, 5) is bound.plan(program, 5)
     inner = (slice(1, 3), slice(1, 5))
-    assert bound.prepared(program, inner) is not bound.prepared(program, inner)
+    assert bound.plan(program, 5, inner) is not bound.plan(program, 5, inner)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal import constants
-from gaincal.calibration import Calibration, Frames
+from gaincal.calibration import Calibration, Chosen
 from gaincal.constants import SLAB_DIMS
 from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program, fix_axes
@@ -65,7 +65,7 @@ class GroupedProgram:
         self.inner = replace(self.outer, partial=frozenset())
         self.index = sorted({name for axes in self.fixed.values() for name in axes.values()})
 
-    def plan(self, words: Mapping[str, Array], frames: Frames, threads: int) -> tuple[Plan, dict[str, Any]]:
+    def plan(self, words: Mapping[str, Array], frames: Chosen, threads: int) -> tuple[Plan, dict[str, Any]]:
         """What computes whole frames, of which those of a label follow each other, and what is given for each.
 
         Parameters
@@ -92,7 +92,7 @@ class GroupedProgram:
     def evaluate(
         self,
         words: Mapping[str, Array],
-        frames: Frames,
+        frames: Chosen,
         window: tuple[slice, ...],
         value: Array,
         flags: Flags | None,
@@ -134,7 +134,7 @@ class GroupedProgram:
                 Plan(self.inner, last - first, [shares]).evaluate(given, *taken, threads)
 
     def _block(
-        self, words: Mapping[str, Array], frames: Frames, window: tuple[slice, ...]
+        self, words: Mapping[str, Array], frames: Chosen, window: tuple[slice, ...]
     ) -> tuple[dict[str, Any], tuple[slice, ...]]:
         """What is given but for large constants, and the window, all pixels if there is none."""
         whole = tuple(slice(0, n) for n in self.calibration.layout.pixels)
@@ -207,7 +207,8 @@ class GroupedProgram:
         types, large, found = dict(self.inner.types), self.calibration.large, dict[str, Array]()
         for name in [item.name for item in self.inner.given if item.name not in self.inner.by_frame]:
             if name not in large:
-                found[name] = arrays[name][..., pixels] if types[name].dims - {FRAME} else arrays[name]
+                own = arrays[name][..., pixels] if types[name].dims - {FRAME} else arrays[name]
+                found[name] = np.ascontiguousarray(own)  # one copy for all labels
             elif not self.fixed[name]:
                 found[name] = large[name].part({}, module, window[-SLAB_DIMS:])
         return found

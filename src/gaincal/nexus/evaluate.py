@@ -15,10 +15,8 @@ from gaincal.calibration import Calibration
 from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels.arithmetic import ieee
-from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.pipeline import Results, blank, evaluating, interpret, whole_tiles, worth_compiling
-from gaincal.kernels.prepared import Prepared
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.kernels.threads import Job, run_all, running
 from gaincal.nexus.packing import Packing
@@ -79,7 +77,6 @@ class Evaluation:
         needed = calibration.large.keys() & {c.name for c in program.constants}
         self.grouped = GroupedProgram(calibration, program) if needed else None
         self._compiled = False
-        self._last: tuple[Prepared, int, Plan] | None = None
         self.tiled = whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
@@ -171,7 +168,8 @@ class Evaluation:
         window = tuple(slice(s, s + n) for s, n in zip(fetch.start, fetch.count, strict=True))
         if fetch.compiled:
             arrays = self.calibration.by_frame(self.program, words, frames, window)
-            return evaluating(self._plan(window, len(fetch.frames)), arrays, results, self.threads, missing, beside)
+            plan = self.calibration.plan(self.program, len(fetch.frames), window)
+            return evaluating(plan, arrays, results, self.threads, missing, beside)
         if self.grouped is not None and self.tiled and not isinstance(results.value, np.ndarray):
             plan, arrays = self.grouped.plan(words, frames, self.threads)
             return evaluating(plan, arrays, results, self.threads, missing, beside)
@@ -183,14 +181,6 @@ class Evaluation:
         else:
             interpret(self.program, self.calibration.block(self.program, words, frames, window), results, missing)
         return running(beside, self.threads)
-
-    def _plan(self, window: tuple[slice, ...], frames: int) -> Plan:
-        """What computes so many frames of a window: the one before if it is the same."""
-        prepared = self.calibration.prepared(self.program, window)
-        last = self._last
-        if last is None or last[:2] != (prepared, frames):
-            last = self._last = prepared, frames, Plan.of(prepared, frames)
-        return last[2]
 
     def _wanted(self) -> list[str]:
         """The words that are needed."""
