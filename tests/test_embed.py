@@ -779,3 +779,98 @@ def test_a_large_run_is_previewed_in_a_small_picture(tmp_path: Path) -> None:
     run = build_run(tmp_path, (2, 700, 900))
     with h5py.File(run.master) as file:
         assert max(file["/entry/data/preview"].shape) <= 512
+
+
+# Words of several inputs
+
+TWO_WORDS = """
+[formula]
+name = "two"
+version = 1
+title = "words, and a gate beside them"
+[inputs]
+raw = { dims = ["frame", "y", "x"], units = "ADU", dtype = "uint16" }
+gate = { dims = ["frame", "y", "x"], units = "1", dtype = "uint16" }
+[constants]
+limit = { dims = ["y", "x"], units = "1" }
+[steps]
+signal = "where(gate > limit, raw * 2.0, raw * 1.0)"
+[outputs]
+signal = { units = "ADU", dtype = "float32", default = true }
+"""
+
+
+@pytest.fixture
+def gated(tmp_path: Path) -> dict[str, Array]:
+    """``raw.h5`` with words, and ``other/gate.h5`` with those of the gate."""
+    rng = np.random.default_rng(8)
+    words = {n: rng.integers(0, 9000, SHAPE, dtype=np.uint16) for n in ("raw", "gate")}
+    (tmp_path / "other").mkdir()
+    for name, path in (("raw", tmp_path / "raw.h5"), ("gate", tmp_path / "other" / "gate.h5")):
+        with h5py.File(path, "w") as file:
+            file.create_dataset(f"a/{name}", data=words[name], chunks=(1, *PIXELS))
+            file[f"a/too_short_{name}"] = words[name][1:]
+    return {**words, "limit": np.full(PIXELS, 4500.0)}
+
+
+def embed_two(folder: Path, gated: Mapping[str, Array], **options: Any) -> Path:
+    inputs = {"gate": str(folder / "other" / "gate.h5::/a/gate"), **options.pop("inputs", {})}
+    given = {"formula": Formula.from_toml(TWO_WORDS), "constants": {"limit": gated["limit"]}, "inputs": inputs}
+    raw = options.pop("raw", folder / "raw.h5::/a/raw")
+    embed(str(raw), folder / "master.nxs", **{**given, **options})
+    return folder / "master.nxs"
+
+
+@pytest.mark.parametrize("copy_raw", [False, True])
+def test_words_of_several_inputs_may_lie_in_several_files(
+    tmp_path: Path, gated: dict[str, Array], copy_raw: bool
+) -> None:
+    master = embed_two(tmp_path, gated, copy_raw=copy_raw)
+    if copy_raw:
+        (tmp_path / "raw.h5").unlink()
+        (tmp_path / "other" / "gate.h5").unlink()
+    wanted = np.where(gated["gate"] > 4500, gated["raw"] * 2.0, gated["raw"]).astype(np.float32)
+    same_bits(open_calibrated(master), wanted)
+    assert not [finding for finding in validate(master) if finding.severity == "error"]
+
+
+def test_the_first_input_may_be_the_named_one(tmp_path: Path, gated: dict[str, Array]) -> None:
+    inputs = {"raw": str(tmp_path / "raw.h5::/a/raw")}
+    with pytest.raises(RequestError, match="several words inputs: raw, gate; give one as RAW"):
+        embed_two(tmp_path, gated, inputs=inputs)
+    given = {"formula": Formula.from_toml(TWO_WORDS), "constants": {"limit": gated["limit"]}, "inputs": inputs}
+    embed(str(tmp_path / "other" / "gate.h5::/a/gate"), tmp_path / "master.nxs", **given)
+    wanted = np.where(gated["gate"] > 4500, gated["raw"] * 2.0, gated["raw"]).astype(np.float32)
+    same_bits(open_calibrated(tmp_path / "master.nxs"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"inputs": {"gate": "other/gate.h5"}}, RequestError, "gate: name the dataset of these words"),
+        ({"inputs": {"gate": "other/gate.h5::/a/too_short_gate"}}, FileError, r"has shape \(3, 8, 16\), raw has"),
+        ({"inputs": {"gate": "other/gate.h5::/a/none"}}, FileError, "/a/none"),
+        ({"inputs": {"gate": "missing.h5::/a/gate"}}, FileError, "missing.h5"),
+        ({"formula": "jungfrau", "constants": {}}, RequestError, "no input 'gate'"),
+    ],
+)
+def test_words_that_cannot_be_read_are_refused_by_name(
+    tmp_path: Path, gated: dict[str, Array], options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    named = {n: f"{tmp_path}/{source}" for n, source in options.get("inputs", {}).items()}
+    with pytest.raises(error, match=message):
+        embed_two(tmp_path, gated, **{**options, "inputs": named})
+    assert not (tmp_path / "master.nxs").exists()
+
+
+def test_words_of_several_inputs_are_not_embedded_in_place(tmp_path: Path, gated: dict[str, Array]) -> None:
+    before = (tmp_path / "raw.h5").read_bytes()
+    given = {"formula": Formula.from_toml(TWO_WORDS), "constants": {"limit": gated["limit"]}}
+    with pytest.raises(RequestError, match="not in place"):
+        embed(
+            str(tmp_path / "raw.h5::/a/raw"),
+            inputs={"gate": str(tmp_path / "other/gate.h5::/a/gate")},
+            in_place=True,
+            **given,
+        )
+    assert (tmp_path / "raw.h5").read_bytes() == before

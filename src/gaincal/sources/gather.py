@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ Source = str | os.PathLike[str] | Array
 PHOTON_ENERGY, WAVELENGTH = names.PHOTON_ENERGY, "wavelength"
 ID_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 STATED_FIELDS = {"detector_name": "description", "module_serials": "serial_number", "gain_mode": "gain_setting"}
+NO_SPECS: Mapping[str, Spec] = MappingProxyType({})
 RESERVED_VARIABLES = ("flags", "stage")
 BEAM_UNITS = {
     "incident_wavelength": {"angstrom": 1.0, "Angstrom": 1.0, "A": 1.0, "Å": 1.0, "nm": 10.0, "m": 1e10},
@@ -64,12 +66,24 @@ def open_raw(spec: Spec, run: RawRun | None, trust: Iterable[str | os.PathLike[s
 
 
 def find_readers(
-    resolver: Resolver, spec: Spec, formula: Formula, run: RawRun | None
+    resolver: Resolver, spec: Spec, formula: Formula, run: RawRun | None, others: Mapping[str, Spec] = NO_SPECS
 ) -> tuple[Place | None, dict[str, Readable]]:
-    """What reads the words, and the dataset that has them where it is only one."""
+    """What reads the words, and the dataset that has them where it is only one.
+
+    Parameters
+    ----------
+    resolver : Resolver
+    spec : Spec
+        The raw file.
+    formula : Formula
+    run : RawRun or None
+        What the raw file was recognised as.
+    others : mapping of str to Spec
+        Datasets of further words, where the formula takes several and there is no run that has them all.
+    """
+    wanted = words_inputs(formula)
     if run is not None:
         found = readers(run, resolver)
-        wanted = [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
         if len(wanted) == len(found) == 1:  # whatever either is called
             return None, {wanted[0]: next(iter(found.values()))}
         lacking = [name for name in wanted if name not in found]
@@ -77,15 +91,32 @@ def find_readers(
             listed = ", ".join(run.words)
             raise RequestError(f"formula '{formula.name}' takes words {', '.join(lacking)}; the run has {listed}")
         return None, found
+    left = [name for name in wanted if name not in others]
+    if len(left) != 1:
+        listed = ", ".join(wanted)
+        raise RequestError(
+            f"formula '{formula.name}' takes several words inputs: {listed}; give one as RAW::/PATH and "
+            "the others as --input NAME=FILE::/PATH, inputs={name: 'FILE::/PATH'}"
+        )
     place = find_words(resolver, spec.path, 1 + len(formula.checked.pixel_dims))
-    return place, {_words_input(formula): Words(resolver, place)}
+    places = {left[0]: place} | {name: _named_words(resolver, name, other) for name, other in others.items()}
+    found = {name: Words(resolver, places[name]) for name in wanted}
+    for name, words in found.items():
+        if words.shape != found[left[0]].shape:
+            problem = f"has shape {words.shape}, {left[0]} has {found[left[0]].shape}"
+            raise places[name].error(problem, "name the dataset of the same frames", code="wrong-shape")
+    return place if len(found) == 1 else None, found
 
 
-def _words_input(formula: Formula) -> str:
-    found = [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
-    if len(found) > 1:
-        raise RequestError(f"formula '{formula.name}' takes several words inputs: {', '.join(found)}")
-    return found[0]
+def words_inputs(formula: Formula) -> list[str]:
+    """The inputs that are words."""
+    return [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
+
+
+def _named_words(resolver: Resolver, name: str, spec: Spec) -> Place:
+    if spec.path is None:
+        raise RequestError(f"{name}: name the dataset of these words, FILE::/PATH")
+    return resolver.beside(resolver.get("/"), str(spec.file.resolve()), spec.path)
 
 
 def recorded_inputs(formula: Formula, run: RawRun | None) -> dict[str, tuple[Array, str]]:

@@ -43,6 +43,7 @@ from gaincal.sources.gather import (
     suggested_formula,
     taken_names,
     told,
+    words_inputs,
 )
 from gaincal.sources.geometry import find_geometry
 from gaincal.sources.nearest import REFUSE, Choice, choose
@@ -123,7 +124,8 @@ def embed(
         Scalar inputs of the formula (photon_energy in keV), its constants that are plain numbers, and
         metadata (see `METADATA`).
     inputs : mapping of str to str or path, optional
-        ``FILE[::/path]`` of other inputs: per frame, per frame and module, or maps of the pixels.
+        ``FILE[::/path]`` of other inputs: per frame, per frame and module, or maps of the pixels; and of further
+        words, where the formula takes several.
     mask : str or path, optional
         Bad-pixel mask, bool or NXmx bits.
     mask_bits : str, optional
@@ -168,7 +170,10 @@ def embed(
     chosen = load_formula(formula if formula is not None else suggested_formula(run))
     texts = settings or {}, inputs or {}, mask, mask_bits, ids or {}, geometry
     stated = _Stated(constants or {}, *texts, axes or {}, directions or {})
-    with open_raw(spec, run, trust) as resolver, reading(spec.file):
+    others = {s.file.resolve().parent for s in stated.words(chosen).values()}
+    if in_place and others:
+        raise RequestError(f"formula '{chosen.name}' takes several words inputs: write a master, not in place")
+    with open_raw(spec, run, [*trust, *others]) as resolver, reading(spec.file):
         template = find_template(resolver) if run is None else None
         picked: Iterable[str] = ()
         if constants_from is not None:
@@ -211,6 +216,11 @@ class _Stated:
         """With the constants and the mask of sets."""
         return replace(self, constants={**nearest.constants, **self.constants}, mask=self.mask or nearest.mask)
 
+    def words(self, formula: Formula) -> dict[str, Spec]:
+        """Where words of the formula lie, beside those of the raw file."""
+        named = words_inputs(formula)
+        return {n: Spec.parse(os.fspath(source)) for n, source in self.inputs.items() if n in named}
+
     @property
     def files(self) -> list[Path]:
         """The files that are named."""
@@ -222,12 +232,14 @@ def _content(
     resolver: Resolver, spec: Spec, formula: Formula, run: RawRun | None, template: Place | None, stated: _Stated
 ) -> tuple[Content, list[str]]:
     """Everything that goes into the master, bound together, and what the user should know of it."""
-    place, words = find_readers(resolver, spec, formula, run)
+    others = {n: s for n, s in stated.words(formula).items() if run is None}
+    place, words = find_readers(resolver, spec, formula, run, others)
     layout, lies = _layout(words), run.lies if run else None
+    plain = {n: v for n, v in stated.inputs.items() if n not in others}
     constants, settings = _with_plain_constants(formula, stated.constants, stated.settings)
     numbers, metadata = split_settings(formula, settings, resolver, template)
     placed = find_geometry(stated.geometry, metadata, layout)
-    given = recorded_inputs(formula, run) | numbers | stated_inputs(formula, stated.inputs, layout)
+    given = recorded_inputs(formula, run) | numbers | stated_inputs(formula, plain, layout)
     translated = find_mask(stated.mask, stated.mask_bits, resolver, template, layout, lies)
     bad = placed.masked(translated.mask if translated else None)
     loaded, provenance = load_constants(formula, constants, layout, lies)
