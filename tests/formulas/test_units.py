@@ -75,7 +75,7 @@ def test_small_powers_by_brute_force() -> None:
         assert str(Unit.parse(f"keV^{p}") ** n) == str(Unit.parse(f"keV^{p * n}" if abs(p * n) <= MAX_POWER else "1"))
 
 
-@given(units)
+@given(units.filter(lambda unit: all(abs(power) <= MAX_POWER // 2 for _, power in unit.powers)))
 def test_root_undoes_a_square(unit: Unit) -> None:
     assert (unit**2).root() == unit
 

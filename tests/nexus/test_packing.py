@@ -355,6 +355,30 @@ def test_large_constants_are_taken_label_by_label(
     assert counted.missing_frames == whole.missing_frames
 
 
+def test_planes_of_a_run_are_read_once_though_few_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = (3, 64, 128)
+    words = {n: make_words((FRAMES, *pixels), seed) for seed, n in enumerate(("analog", "digital"))}
+    for name, data in words.items():
+        write_modules(tmp_path, data, [(0,), (1,), (2,)], name)
+    bound = in_slabs(calibration(get("agipd"), RawLayout(FRAMES, pixels)))
+    cells = np.resize(np.array([3, 7, 9], np.uint16), FRAMES)  # train by train, 9 without constants
+    bound = replace(bound, arrays={**bound.arrays, "cell": np.repeat(cells[:, None], 3, axis=1)})
+    label = 64 * 128 * (8 * 4 + 4)
+    monkeypatch.setattr(constants, "CACHE", constants.Cache(2 * 3 * label))
+    with Resolver(tmp_path / "words.h5") as resolver:
+        sources = {n: Words(resolver, resolver.get(n)) for n in words}
+        evaluation = Evaluation(bound, sources, bound.program("signal"), 2)
+        blocks, tally = evaluation.blocks(0, FRAMES, 3), Tally(pixels)
+        for frames in blocks:
+            chunks = Chunks(len(frames), 3 * 64 * 128, np.dtype(np.float32), False)
+            with evaluation.storing(evaluation.fetch(frames), chunks, tally):
+                pass
+    for name, planes in {"thresholds": 2, "offset": 3, "relative_gain": 3}.items():
+        values = bound.large[name].values
+        assert isinstance(values, InSlabs)
+        assert values.reads == planes * 2 * 3  # of two cells and three modules
+
+
 @pytest.mark.parametrize("name", ["whole frames", "tiles that were never written"])
 def test_without_the_libraries_words_are_read_through_hdf5(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
