@@ -104,6 +104,11 @@ PARTS = {
         "4,000 frames as counts, 1,000 as energies, from file to file. 1 is the speed of h5py reading the raw frames "
         "of the same file, ten at a time.",
     ),
+    "agipd_run": (
+        "gaincal apply to a run of AGIPD-1M",
+        "16 modules, 64 cells, 8 trains: 2.1 GB of words and 2.1 GB of constants, all of which are held in memory or a "
+        "quarter. 1 is the speed of h5py reading the words alone.",
+    ),
     "taking_darks": (
         "gaincal darks",
         "4,000 frames, `mean`, from file to file. 1 is the speed of h5py reading the raw words, or of decoding them "

@@ -178,7 +178,7 @@ def test_frames_go_label_by_label_where_not_all_planes_are_held(monkeypatch: pyt
     grouped = GroupedProgram(calibration, calibration.program("signal"))
     cells, frames = calibration.arrays["cell"], np.arange(1, FRAMES)
     label = MODULES * Y * X * (3 * 4 + 4)  # threshold and two planes of the offset, and what is known of them
-    for held in (0, label, 2 * label, 4 * label):
+    for held in (0, label, 2 * label, 3 * label):
         monkeypatch.setattr(constants, "CACHE", constants.Cache(held))
         blocks = grouped.blocks(frames, 2)
         assert sorted(np.concatenate(blocks)) == frames.tolist()
@@ -186,8 +186,10 @@ def test_frames_go_label_by_label_where_not_all_planes_are_held(monkeypatch: pyt
             labels = np.unique(cells[block], axis=0)
             assert len(block) <= 2
             assert len(labels) <= max(1, held // label // 2)
+        assert grouped.holds(frames[:1])
+        assert not grouped.holds(frames)
     monkeypatch.setattr(constants, "CACHE", constants.Cache(FRAMES * label))
-    assert [b.tolist() for b in grouped.blocks(frames, 4)] == [[1, 2, 3, 4], [5, 6]]
+    assert grouped.holds(frames)
 
 
 def piece_of(array: Array) -> Array:

@@ -154,25 +154,35 @@ class GroupedProgram:
         """The labels (frame, index) of a module."""
         return np.stack([arrays[n] for n in self.index] or [np.zeros(frames)], axis=1)
 
-    def blocks(self, frames: Array, most: int) -> list[Array]:
-        """Frames in blocks of at most so many: label by label where the planes of all labels are more than are held.
+    def holds(self, frames: Array) -> bool:
+        """Whether the planes of all labels of some frames can be held."""
+        return int(self._numbered(frames).max()) < self._labels_held
 
-        In the order of the run those would be read again for every train.
+    def blocks(self, frames: Array, most: int) -> list[Array]:
+        """Frames label by label, in blocks of at most so many whose planes can be held.
+
+        In the order of the run the planes would come from memory, if not from the file, again for every train.
         """
-        given = [self.calibration.arrays[name] for name in self.index]
-        chosen = [a[frames].reshape(len(frames), -1) for a in given if a.ndim]
-        labels, group = np.zeros(1), np.zeros(len(frames), np.intp)
-        if chosen:
-            labels, group = np.unique(np.concatenate(chosen, axis=1), axis=0, return_inverse=True)
-        modules = math.prod(self.calibration.layout.pixels[:-SLAB_DIMS])
-        held = max(1, constants.CACHE.most // max(1, modules * self._label_bytes))
-        if len(labels) <= held:
-            return [frames[begin : begin + most] for begin in range(0, len(frames), most)]
-        order = np.argsort(group.reshape(-1), kind="stable")
-        part = group.reshape(-1)[order] // max(1, held // HELD_BLOCKS)
-        cuts = np.flatnonzero(np.diff(part)) + 1
+        group = self._numbered(frames)
+        order = np.argsort(group, kind="stable")
+        cuts = np.flatnonzero(np.diff(group[order] // max(1, self._labels_held // HELD_BLOCKS))) + 1
         parts = np.split(frames[order], cuts)
         return [own[begin : begin + most] for own in parts for begin in range(0, len(own), most)]
+
+    def _numbered(self, frames: Array) -> npt.NDArray[np.intp]:
+        """For each frame the number of its labels, those of all modules, among those that there are."""
+        given = [self.calibration.arrays[name] for name in self.index]
+        chosen = [a[frames].reshape(len(frames), -1) for a in given if a.ndim]
+        if not chosen:
+            return np.zeros(len(frames), np.intp)
+        _, group = np.unique(np.concatenate(chosen, axis=1), axis=0, return_inverse=True)
+        return group.reshape(-1)
+
+    @property
+    def _labels_held(self) -> int:
+        """Of so many labels the planes of all modules can be held."""
+        modules = math.prod(self.calibration.layout.pixels[:-SLAB_DIMS])
+        return max(1, constants.CACHE.most // max(1, modules * self._label_bytes))
 
     def _labels_at_once(self, pixels: int) -> int:
         """So many labels that their planes take no more than `PLANES_BYTES`."""

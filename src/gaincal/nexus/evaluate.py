@@ -99,7 +99,7 @@ class Evaluation:
         flags = empty_aligned(count, np.uint32) if with_flags else None
         if 0 in count:
             return values, flags
-        for frames in self.blocks(start[0], count[0], self._frames_at_once(count[1:])):
+        for frames in self._blocks(start[0], count[0], self._frames_at_once(count[1:])):
             here = _moved(as_slice(frames), start[0])
             value, reasons = _room(values, here), None if flags is None else _room(flags, here)
             fetch = self._fetch(frames, start[1:], count[1:])
@@ -116,6 +116,16 @@ class Evaluation:
         """Frames that are computed together, at most so many, in the order in which constants serve longest."""
         if self.grouped is not None:
             return self.grouped.blocks(np.arange(first, first + count), most)
+        return self._in_order(first, count, most)
+
+    def _blocks(self, first: int, count: int, most: int) -> Sequence[Frames]:
+        """The same in the order of the run, if constants can be held: results need not be put into order."""
+        if self.grouped is not None and not self.grouped.holds(np.arange(first, first + count)):
+            return self.blocks(first, count, most)
+        return self._in_order(first, count, most)
+
+    @staticmethod
+    def _in_order(first: int, count: int, most: int) -> Sequence[Frames]:
         return [range(first + k, first + min(k + most, count)) for k in range(0, count, most)]
 
     def fetch(self, frames: Frames) -> Fetch:
