@@ -134,7 +134,7 @@ def agipd_run() -> Found:
             constants.CACHE.most = most
             times = take_turns(cells.tasks(master, 2), 3, 1)
             names = ("signal", "counts")
-            found[f"constants {case}, 2 threads"] = {n: speed_ratio(times, n, "h5py raw") for n in names}
+            found[f"{case}, 2 threads"] = {n: speed_ratio(times, n, "h5py raw") for n in names}
     return found
 
 
