@@ -91,7 +91,7 @@ def agipd_trains() -> Found:
 def reading() -> Found:
     """Blocks of ten calibrated frames from bitshuffle-LZ4, relative to h5py's raw frames."""
     found: Found = {}
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         for case in ("0 %", "2 % clustered"):
             master = runs.build(Path(folder) / "run", case, READ_FRAMES)
             for threads in (1, 2):
@@ -113,7 +113,7 @@ def reading() -> Found:
 def applying() -> Found:
     """``apply`` from file to file, relative to reading the raw frames through h5py."""
     found: Found = {}
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         for case in ("0 %", "2 % clustered"):
             for threads in (1, 2):
                 own = found.setdefault(f"{case}, {threads} threads", {})
@@ -128,7 +128,7 @@ def applying() -> Found:
 def agipd_run() -> Found:
     """``apply`` to a run of AGIPD, constants of all cells held or not, relative to h5py reading the words."""
     found: Found = {}
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         master = cells.build(Path(folder), CELLS, TRAINS)
         for case, most in (("held", 4 << 30), ("not held", 512 << 20)):
             constants.CACHE.most = most
@@ -141,7 +141,7 @@ def agipd_run() -> Found:
 def taking_darks() -> Found:
     """``darks`` from file to file, relative to h5py's raw words, and to the words as decoded here."""
     found: Found = {}
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         for stored in dark_runs.FILTERS:
             run = dark_runs.build(Path(folder) / "dark.h5", DARK_FRAMES, stored)
             for threads in (1, 2):
@@ -154,7 +154,7 @@ def taking_darks() -> Found:
 
 def memory() -> Found:
     """Peak memory of ``apply`` over the imports, in MiB."""
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         master = runs.build(Path(folder) / "run", "2 % clustered", MEMORY_FRAMES)
         command = [sys.executable, "-c", PEAK, str(master), str(Path(folder) / "out.nxs")]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -164,7 +164,7 @@ def memory() -> Found:
 def _dark_memory() -> Found:
     """Peak memory of ``darks`` with all imports: more frames than a block holds do not change it."""
     found: Found = {}
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         run = dark_runs.build(Path(folder) / "dark.h5", MEMORY_DARKS, "bitshuffle-LZ4", DARK_MODULES)
         for method in ("mean", "median"):
             command = [sys.executable, "-c", DARK_PEAK, str(run), str(Path(folder) / f"{method}.nxs"), method]
@@ -175,7 +175,7 @@ def _dark_memory() -> Found:
 
 def starts() -> Found:
     """Seconds of a fresh process; they depend on the machine, unlike all ratios above."""
-    with TemporaryDirectory(dir=".") as folder:
+    with TemporaryDirectory() as folder:
         return {"start": starting.all_starts(runs.build(Path(folder) / "run", "2 % clustered", 4))}
 
 
