@@ -69,9 +69,8 @@ def compile_program(program: Program, layout: Layout) -> Kernel:
         ``addresses`` points to int64 numbers: the addresses of the arrays of the layout, of the
         output, the flags and their marks, the pixel with which what is known beforehand begins, and the addresses
         of this, which `Kernel.prepare` computes.
-        Words, constants that are another for each frame, output and flags are each given as an
-        array of addresses, one for the first pixel of every frame; per-frame inputs (frames,) and
-        maps (planes, pixels) are contiguous.
+        Words, output and flags are each given as an array of addresses, one for the first pixel of
+        every frame; per-frame inputs (frames,) and maps (planes, pixels) are contiguous.
         Pixels ``first`` to ``last`` of frames ``begin`` to ``end`` are computed.
         Runs without the interpreter's lock and checks nothing: see `gaincal.kernels.blocks`.
     """
@@ -177,7 +176,7 @@ class _Emitter(GroupEmitter):
                     values[name] = lowering.known(path.types[name])
             for step in self.program.steps:
                 if not pixelwise(path.types[step.name]) and step.name not in values:
-                    values[step.name] = self._step(lowering, step, values, None, {})
+                    values[step.name] = self._step(lowering, step, values, None)
             uniform.append(values)
         return Frame(self._rows(number), uniform)
 

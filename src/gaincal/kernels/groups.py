@@ -345,7 +345,7 @@ class GroupEmitter:
         steps, wanted = needed(self.program, names, values)
         values |= self._loaded(lowering, wanted - values.keys(), rows, pixel)
         for step in steps:
-            values[step.name] = self._step(lowering, step, values, pixel, rows)
+            values[step.name] = self._step(lowering, step, values, pixel)
 
     def _loaded(self, lowering: Lowering, names: set[str], rows: Rows, pixel: Value) -> dict[str, Value]:
         """The words and maps of some pixels."""
@@ -391,9 +391,9 @@ class GroupEmitter:
         words, ends = (lowering.load(lowering.offset(*place, size), INT16, True) for place in places)
         return lowering.any(self.b.icmp_unsigned(">=", words, ends))
 
-    def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None, rows: Rows) -> Value:
+    def _step(self, lowering: Lowering, step: Step, values: dict[str, Value], pixel: Value | None) -> Value:
         if step.operation != "select":
             return lowering.step(step, values)
         indices = [lowering.argument(values, a) for a in step.arguments[1:]]
-        selection = Selection(self.program, self.dtypes, self.addresses | rows, self.pixels)
+        selection = Selection(self.program, self.dtypes, self.addresses, self.pixels)
         return selection.select(lowering, step.arguments[0], indices, pixel)

@@ -1,4 +1,4 @@
-"""Values for each pixel of each frame, or planes of them, wherever each frame's lie."""
+"""Values for each pixel of each frame, wherever each frame's lie."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Rows:
     Parameters
     ----------
     addresses : ndarray (frame,) of int64
-        Where each frame begins; its pixels, and planes of them, are contiguous.
+        Where each frame begins; its pixels are contiguous.
     shape : tuple of int
-        (axis, ..., frame, pixel), as it would be of one array.
+        (frame, pixel), as it would be of one array.
     dtype : numpy.dtype
     kept : object
         What owns the memory.
