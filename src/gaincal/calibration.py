@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gaincal.constants import SLAB_DIMS, ConstantMap, LargeConstant
 from gaincal.errors import BindError
-from gaincal.formulas.checks import FRAME, WORD_DTYPES, is_words
+from gaincal.formulas.checks import FRAME, WORD_DTYPES, is_words, words_inputs
 from gaincal.formulas.formula import Constant, Formula, Input
 from gaincal.formulas.program import (
     RESERVED_FLAGS,
@@ -163,11 +163,7 @@ class Calibration:
         return chosen.pop() if len(chosen) == 1 else None
 
     def block(
-        self,
-        program: Program,
-        words: Mapping[str, Array | Packed],
-        frames: slice | Array,
-        window: tuple[slice, ...] = (),
+        self, program: Program, words: Mapping[str, Array | Packed], frames: Chosen, window: tuple[slice, ...] = ()
     ) -> dict[str, Any]:
         """Arrays of a program for some frames and a window of pixels.
 
@@ -191,11 +187,7 @@ class Calibration:
         return maps | self.by_frame(program, words, frames, window)
 
     def by_frame(
-        self,
-        program: Program,
-        words: Mapping[str, Array | Packed],
-        frames: slice | Array,
-        window: tuple[slice, ...] = (),
+        self, program: Program, words: Mapping[str, Array | Packed], frames: Chosen, window: tuple[slice, ...] = ()
     ) -> dict[str, Any]:
         """The part of `block` that is given for each frame."""
         count = len(range(*frames.indices(self.layout.frames)) if isinstance(frames, slice) else frames)
@@ -318,7 +310,7 @@ def bind(
     for name, dtype in words.items():
         _check_words(declared, formula.checked.pixel_dims, name, dtype)
     pixel_dims = formula.checked.pixel_dims
-    lacking = [i.name for i in formula.inputs if is_words(i, pixel_dims) and i.name not in words]
+    lacking = [name for name in words_inputs(formula) if name not in words]
     lacking += [c.name for c in formula.constants if c.name not in constants and c.default is None]
     if lacking:
         raise BindError(f"formula '{formula.name}' needs {', '.join(lacking)}")

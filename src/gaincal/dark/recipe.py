@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gaincal.dark.translation import ADC, ADC_BITS, ANY, STAGE, WORDS, translate
 from gaincal.errors import RequestError
-from gaincal.formulas.checks import is_words
+from gaincal.formulas.checks import words_inputs
 from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import needs, program_for_step
 from gaincal.kernels.dark_rules import NARROW, Stage
@@ -84,7 +84,7 @@ class Recipe:
 def find_recipe(formula: Formula) -> Recipe:
     """How dark frames of a formula are taken; raises RequestError for a formula without pedestals of its words."""
     constant = next((c for c in formula.constants if c.name in PEDESTALS), None)
-    words = [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
+    words = words_inputs(formula)
     if constant is None or not words:
         raise RequestError(f"formula '{formula.name}' has no constant {' or '.join(PEDESTALS)} that darks could give")
     pixel_dims = formula.checked.pixel_dims

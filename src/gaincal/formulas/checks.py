@@ -171,6 +171,11 @@ def is_words(item: Input, pixel_dims: tuple[str, ...]) -> bool:
     return item.dims == (FRAME, *pixel_dims)
 
 
+def words_inputs(formula: Formula) -> list[str]:
+    """The inputs that have a value for every pixel of every frame."""
+    return [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
+
+
 def declared_types(formula: Formula, pixel_dims: tuple[str, ...]) -> Iterable[tuple[str, Type]]:
     """Yield name and type of every input, constant and table, each checked."""
     taken: set[str] = set()

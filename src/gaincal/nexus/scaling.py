@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.constants import ConstantMap
-from gaincal.formulas.checks import is_words
+from gaincal.formulas.checks import words_inputs
 from gaincal.formulas.formula import Formula
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.group import MAX_CONSTANT_BYTES, Provenance
@@ -46,7 +46,7 @@ def read_scaling(
 def is_scaling(formula: Formula) -> bool:
     """Whether the default output is ``(words + offset) * scaling_factor`` and nothing else."""
     steps = {step.name: step for step in formula.steps}
-    words = {i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)}
+    words = set(words_inputs(formula))
     last = steps[formula.output().name]
     if last.operation != "multiply" or FACTOR not in last.arguments:
         return False

@@ -16,7 +16,7 @@ from gaincal.calibration import RawLayout
 from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
-from gaincal.formulas.checks import FRAME, is_words
+from gaincal.formulas.checks import FRAME, is_words, words_inputs
 from gaincal.formulas.formula import Formula
 from gaincal.nexus import names
 from gaincal.nexus.arrangement import Arrangement
@@ -106,11 +106,6 @@ def find_readers(
             problem = f"has shape {words.shape}, {left[0]} has {found[left[0]].shape}"
             raise places[name].error(problem, "name the dataset of the same frames", code="wrong-shape")
     return place if len(found) == 1 else None, found
-
-
-def words_inputs(formula: Formula) -> list[str]:
-    """The inputs that are words."""
-    return [i.name for i in formula.inputs if is_words(i, formula.checked.pixel_dims)]
 
 
 def _named_words(resolver: Resolver, name: str, spec: Spec) -> Place:

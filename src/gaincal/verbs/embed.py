@@ -15,6 +15,7 @@ from gaincal.calibration import Calibration, RawLayout, bind
 from gaincal.constants import ConstantMap
 from gaincal.errors import RequestError
 from gaincal.formulas import catalog
+from gaincal.formulas.checks import words_inputs
 from gaincal.formulas.formula import Formula
 from gaincal.kernels.arithmetic import ieee
 from gaincal.nexus import names
@@ -43,7 +44,6 @@ from gaincal.sources.gather import (
     suggested_formula,
     taken_names,
     told,
-    words_inputs,
 )
 from gaincal.sources.geometry import find_geometry
 from gaincal.sources.nearest import REFUSE, Choice, choose
