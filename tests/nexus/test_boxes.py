@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gaincal.nexus import boxes
-from gaincal.nexus.boxes import coverage, remainder
-from gaincal.nexus.dataset import Box
+from gaincal.nexus.boxes import Box, coverage, remainder
 
 SHAPE = (9, 3, 4)
 

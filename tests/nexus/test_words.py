@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pytest
 
 from gaincal.errors import FileError, TrustError
-from gaincal.nexus.dataset import PlainDataset, intersection
+from gaincal.nexus.boxes import intersection
+from gaincal.nexus.dataset import PlainDataset
 from gaincal.nexus.mappings import mappings
 from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Words

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gaincal.errors import RequestError
-from gaincal.nexus.dataset import Box
+from gaincal.nexus.boxes import Box
 
 Array = npt.NDArray[Any]
 STACKED, ASSEMBLED = "stacked", "assembled"

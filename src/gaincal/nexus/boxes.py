@@ -8,11 +8,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gaincal.nexus.dataset import Box
-
 Array = npt.NDArray[Any]
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""First index and length along every dim."""
 MAX_CELLS = 1 << 24
 MOST_LISTED = 1000
+
+
+def intersection(a: Box, b: Box) -> Box | None:
+    """The box that two boxes share, None if they share nothing."""
+    start = tuple(max(s, t) for s, t in zip(a[0], b[0], strict=True))
+    stop = (min(s + n, t + m) for s, n, t, m in zip(*a, *b, strict=True))
+    count = tuple(e - s for s, e in zip(start, stop, strict=True))
+    return (start, count) if all(n > 0 for n in count) else None
+
+
+def number_of(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Which element lies at a place of an array."""
+    number = 0
+    for index, length in zip(place, shape, strict=True):
+        number = number * length + index
+    return number
+
+
+def slices_of(box: Box) -> tuple[slice, ...]:
+    """A box as an index."""
+    return tuple(slice(start, start + count) for start, count in zip(*box, strict=True))
 
 
 def remainder(box: Box, inner: Box) -> Iterator[Box]:

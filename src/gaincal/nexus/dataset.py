@@ -28,13 +28,11 @@ from gaincal.kernels.decode import (
 from gaincal.kernels.libraries import lz4_decoder, plugins
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.threads import run_all
+from gaincal.nexus.boxes import Box, intersection, number_of, slices_of
 from gaincal.nexus.descriptor import Descriptor, find_descriptor
 from gaincal.nexus.trust import Place, reading
 
 Array = npt.NDArray[Any]
-Box = tuple[tuple[int, ...], tuple[int, ...]]
-"""First index and length along every dim."""
-
 MAX_CHUNK_BYTES = 256 << 20
 MIN_CHECKED_BYTES = 4 << 30
 MAX_INFLATION = 1000
@@ -83,14 +81,6 @@ def check_budget(
     if size > inflation * max(stored, 1):
         problem = f"declares {size} bytes but stores {stored}"
         raise TrustError(place.file, place.path, problem, "check how it was written", code="over-budget")
-
-
-def intersection(a: Box, b: Box) -> Box | None:
-    """The box that two boxes share, None if they share nothing."""
-    start = tuple(max(s, t) for s, t in zip(a[0], b[0], strict=True))
-    stop = (min(s + n, t + m) for s, n, t, m in zip(*a, *b, strict=True))
-    count = tuple(e - s for s, e in zip(start, stop, strict=True))
-    return (start, count) if all(n > 0 for n in count) else None
 
 
 class PlainDataset:
@@ -148,7 +138,7 @@ class PlainDataset:
             return
         values = out if out.flags.c_contiguous else np.empty(box[1], out.dtype)
         try:
-            self.dataset.read_direct(values, _slices(box))
+            self.dataset.read_direct(values, slices_of(box))
         except (OSError, RuntimeError) as error:
             raise self.place.error("cannot be read", "copy the file again", code="bad-chunk") from error
         if values is not out:
@@ -157,15 +147,15 @@ class PlainDataset:
     def _read_chunk(self, offset: tuple[int, ...], box: Box, out: Array, missing: npt.NDArray[np.bool_]) -> None:
         part = intersection((offset, self.chunks), box)
         assert part is not None
-        inside = _slices((tuple(p - b for p, b in zip(part[0], box[0], strict=True)), part[1]))
+        inside = slices_of((tuple(p - b for p, b in zip(part[0], box[0], strict=True)), part[1]))
         target = out[inside]
         size = self._located(offset)[1]
         if not size:
             target[...], missing[inside], self.lacking = 0, True, True
             return
         within = tuple(p - o for p, o in zip(part[0], offset, strict=True))
-        first = _number(within, self.chunks)
-        last = _number(tuple(w + n - 1 for w, n in zip(within, part[1], strict=True)), self.chunks) + 1
+        first = number_of(within, self.chunks)
+        last = number_of(tuple(w + n - 1 for w, n in zip(within, part[1], strict=True)), self.chunks) + 1
         in_a_row = last - first == target.size and target.flags.c_contiguous and target.dtype == self.dtype
         whole = in_a_row and part[1] == self.chunks
         if in_a_row and not self.pipeline.filters and size == self.pipeline.chunk_bytes:
@@ -181,7 +171,7 @@ class PlainDataset:
             return
         chunk = empty_aligned(self.chunks, self.dtype)
         self._decode(offset, stored, chunk.reshape(-1).view(np.uint8), first, last)
-        out[inside] = chunk[_slices((within, part[1]))]
+        out[inside] = chunk[slices_of((within, part[1]))]
 
     def _decode(
         self, offset: tuple[int, ...], stored: Bytes, out: Bytes, first: int = 0, last: int | None = None
@@ -204,7 +194,7 @@ class PlainDataset:
         assert box is not None
         chunk = out.view(self.dtype).reshape(self.chunks)
         try:
-            self.dataset.read_direct(chunk, _slices(box), tuple(slice(n) for n in box[1]))
+            self.dataset.read_direct(chunk, slices_of(box), tuple(slice(n) for n in box[1]))
         except (OSError, RuntimeError):
             raise BadChunk("it cannot be decoded, or its checksum differs") from None
 
@@ -396,15 +386,3 @@ class PlainDataset:
         if offset in self._infos:
             return self._infos[offset]
         return self.dataset.id.get_chunk_info_by_coord(offset)
-
-
-def _number(place: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """Which element lies at a place of an array."""
-    number = 0
-    for index, length in zip(place, shape, strict=True):
-        number = number * length + index
-    return number
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(start, start + count) for start, count in zip(*box, strict=True))

@@ -12,7 +12,8 @@ import numpy as np
 from gaincal.constants import SLAB_DIMS
 from gaincal.kernels.packed import WORD_BYTES
 from gaincal.kernels.unread import NOWHERE, Unread
-from gaincal.nexus.dataset import Box, PlainDataset, intersection
+from gaincal.nexus.boxes import Box, intersection
+from gaincal.nexus.dataset import PlainDataset
 from gaincal.nexus.descriptor import Descriptor, find_descriptor
 from gaincal.nexus.packing import Piece
 from gaincal.nexus.trust import reading

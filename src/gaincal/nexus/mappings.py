@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 
 from gaincal.errors import TrustError
-from gaincal.nexus.dataset import Box
+from gaincal.nexus.boxes import Box
 from gaincal.nexus.trust import Place
 
 MAX_MAPPINGS = 200_000

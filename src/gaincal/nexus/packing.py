@@ -14,7 +14,8 @@ from gaincal.kernels.libraries import pread
 from gaincal.kernels.memory import ALIGNMENT, empty_aligned
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Packed
 from gaincal.kernels.threads import Job
-from gaincal.nexus.dataset import Box, PlainDataset, intersection
+from gaincal.nexus.boxes import Box, intersection
+from gaincal.nexus.dataset import PlainDataset
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from gaincal.formulas.checks import FRAME, is_words
 from gaincal.formulas.formula import Input
 from gaincal.nexus import names
 from gaincal.nexus.atomic import OBJECT_FORMAT, AtomicFile
-from gaincal.nexus.dataset import Box, intersection
+from gaincal.nexus.boxes import Box, intersection
 from gaincal.nexus.fields import read_array
 from gaincal.nexus.goniometer import Axis, Goniometer, find_sample, read_axes
 from gaincal.nexus.group import (

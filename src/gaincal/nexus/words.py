@@ -20,16 +20,8 @@ from gaincal.errors import FileError, TrustError
 from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import STEP, Packed
 from gaincal.kernels.threads import run_all
-from gaincal.nexus.boxes import coverage, remainder
-from gaincal.nexus.dataset import (
-    MAX_INFLATION,
-    MIN_CHECKED_BYTES,
-    Box,
-    PlainDataset,
-    check_budget,
-    element_type,
-    intersection,
-)
+from gaincal.nexus.boxes import Box, coverage, intersection, remainder
+from gaincal.nexus.dataset import MAX_INFLATION, MIN_CHECKED_BYTES, PlainDataset, check_budget, element_type
 from gaincal.nexus.mappings import Mapping, mappings
 from gaincal.nexus.packing import Packing, Piece, Plan, plan
 from gaincal.nexus.trust import Place, Resolver, reading

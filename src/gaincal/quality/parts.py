@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gaincal.nexus import names
 from gaincal.nexus.account import read_account, read_arrangement
-from gaincal.nexus.dataset import Box, intersection
+from gaincal.nexus.boxes import Box, intersection
 from gaincal.nexus.read import Master
 from gaincal.nexus.words import Words
 

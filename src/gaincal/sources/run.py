@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gaincal.nexus.account import Account
 from gaincal.nexus.arrangement import Arrangement
-from gaincal.nexus.dataset import Box
+from gaincal.nexus.boxes import Box
 
 Array = npt.NDArray[Any]
 CHIP = 256

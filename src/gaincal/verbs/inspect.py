@@ -17,7 +17,8 @@ from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import needs
 from gaincal.nexus import names
 from gaincal.nexus.account import read_account
-from gaincal.nexus.dataset import Box, PlainDataset
+from gaincal.nexus.boxes import Box
+from gaincal.nexus.dataset import PlainDataset
 from gaincal.nexus.fields import attribute_text
 from gaincal.nexus.group import read_calibration
 from gaincal.nexus.read import Master, choose, descend, locate, of_class, open_master
