@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from gaincal.kernels.threads import run_all
+from gaincal.kernels.threads import run_all, running
 
 
 def wait_and_note(seconds: float, note: list[int], number: int) -> None:
@@ -116,3 +116,34 @@ def test_jobs_after_a_failure_run_as_if_nothing_had_been() -> None:
     done: list[int] = []
     run_all([partial(done.append, k) for k in range(10)], 2)
     assert sorted(done) == list(range(10))
+
+
+def test_nobody_waits_for_what_a_helper_goes_on_with() -> None:
+    goes_on, over = threading.Event(), threading.Event()
+
+    def then() -> None:
+        over.wait(10)
+        goes_on.set()
+
+    done: list[int] = []
+    with running([partial(wait_and_note, 0.01, done, k) for k in range(4)], 2, then):
+        pass
+    assert sorted(done) == [0, 1, 2, 3]
+    assert not goes_on.is_set()
+    over.set()
+    assert goes_on.wait(10)
+
+
+def test_a_single_thread_goes_on_with_nothing() -> None:
+    done: list[int] = []
+    with running([partial(done.append, 1)], 1, partial(done.append, 2)):
+        pass
+    assert done == [1]
+
+
+def test_jobs_of_a_helper_that_would_go_on_complain_as_others_do() -> None:
+    def fail() -> None:
+        raise ValueError("job")
+
+    with pytest.raises(ValueError, match="job"), running([fail] * 4, 2, lambda: None):
+        pass

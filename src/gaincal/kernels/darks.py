@@ -246,7 +246,7 @@ def complain(block: Block, failed: Sequence[int]) -> None:
 
 def _source(block: Block, module: int, pixels: int) -> tuple[int, int, Array, Array, Array]:
     """The words of a module of so many pixels, as `gaincal.kernels.dark_loops.make_loop` takes them."""
-    from gaincal.kernels.libraries import pread
+    from gaincal.kernels.libraries import system
 
     blocks, words, places = np.zeros((0, 0, 2), np.int64), np.zeros(0, np.int64), np.zeros((0, 2), np.int64)
     if isinstance(block, Packed):
@@ -257,7 +257,7 @@ def _source(block: Block, module: int, pixels: int) -> tuple[int, int, Array, Ar
         raise ValueError(f"words must be uint16, not {block.dtype}")
     else:
         words = Rows.of(block).addresses
-    return lz4_decoder() or 0, pread(), blocks, words, places
+    return lz4_decoder() or 0, system("pread"), blocks, words, places
 
 
 def _scratch() -> Array:

@@ -73,9 +73,9 @@ def lz4_decoder() -> int | None:
 
 
 @cache
-def pread() -> int:
-    """Where compiled code finds the function of that name, which reads from a place of a file."""
-    found = ctypes.cast(ctypes.CDLL(None).pread, ctypes.c_void_p).value
+def system(name: str) -> int:
+    """Where compiled code finds a function of the system, such as pread."""
+    found = ctypes.cast(getattr(ctypes.CDLL(None), name), ctypes.c_void_p).value
     assert found is not None
     return found
 

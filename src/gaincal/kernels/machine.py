@@ -57,6 +57,18 @@ def call_pread(_context: Any, _function: Any, _descriptor: Any, _target: Any, _s
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def call_yield(_context: Any, _function: Any) -> Any:
+    """``int function(void)``, as POSIX declares sched_yield; memory may be another afterwards."""
+
+    def codegen(context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(_INT32, [])
+        b.call(b.inttoptr(arguments[0], kind.as_pointer()), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def next_number(_context: Any, _counter: Any) -> Any:
     """The 64-bit number at an address, which threads share: each gets another, from 0 on."""
 

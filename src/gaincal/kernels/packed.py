@@ -18,6 +18,14 @@ STEP = 64
 """Elements that are exchanged with bit planes at a time: blocks of other lengths are decoded by the library."""
 
 
+class OddWords(Exception):
+    """A chunk is not just as it must be: nothing was computed, and reading it in the usual way says what is wrong."""
+
+
+def _there() -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Packed:
     """The compressed blocks of some frames.
@@ -32,12 +40,15 @@ class Packed:
         What owns the memory that the addresses point to.
     complain : callable (frame, tile) -> None
         Raises what is wrong with a block that cannot be decoded.
+    arrive : callable () -> bool, optional
+        Returns when all blocks are there: whether they are as they must be.  Every thread calls it.
     """
 
     blocks: npt.NDArray[np.int64]
     pixels: int
     kept: object
     complain: Callable[[int, int], None]
+    arrive: Callable[[], bool] = _there
 
     def part(self, first: int, last: int) -> Packed:
         """Some of the pixels; `first` begins a block, and so does `last` unless it is the end."""

@@ -18,7 +18,7 @@ from gaincal.kernels import blocks, reference
 from gaincal.kernels.blocks import Plan
 from gaincal.kernels.libraries import lz4_decoder
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, Packed
+from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, OddWords, Packed
 from gaincal.kernels.results import BITS, LANES, Chunks, Tally, compressed_room
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.threads import Job, running
@@ -31,6 +31,8 @@ WORDS_PER_PIECE = 1 << 20
 """The same where their values are compressed: each makes a piece of every chunk."""
 MIN_SHARED_WORDS = 1 << 20
 """Fewer are computed sooner than another thread is awake."""
+ODD = -2
+"""In place of the block that could not be decoded: some are not as they must be."""
 UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
@@ -106,6 +108,7 @@ def evaluating(
     threads: int,
     missing: Missing = None,
     beside: Sequence[Job] = (),
+    then: Job | None = None,
 ) -> Iterator[None]:
     """Compute a block with compiled code, where it `streams` while the calling thread does something else.
 
@@ -120,12 +123,19 @@ def evaluating(
         Where words are missing, beside what compressed ones know themselves.
     beside : sequence of callables
         What else to do meanwhile.
+    then : callable, optional
+        What a thread may do that is no longer needed, while the caller goes on.
+
+    Raises
+    ------
+    OddWords
+        If compressed words are not as they must be; nothing was computed.
     """
     plain = isinstance(results.value, np.ndarray) and not isinstance(results.flags, Tally)
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
         if streams(plan, packed, results):
-            with _streaming(plan, arrays, results, threads, missing, beside):
+            with _streaming(plan, arrays, results, threads, missing, beside, then):
                 yield
             return
         assert not packed
@@ -178,6 +188,7 @@ def _streaming(
     threads: int,
     missing: Missing,
     beside: Sequence[Job],
+    then: Job | None,
 ) -> Iterator[None]:
     from gaincal.kernels.compiled_checksum import fletcher32
     from gaincal.kernels.stream import make_stream
@@ -196,13 +207,16 @@ def _streaming(
     shared = _shared(plan, arrays, results, missing, _split(plan.edges, frames, threads, target is None))
     count = min(threads, len(shared["ranges"]))
     workers = [_worker(plan, tables, placed, target, results) for _ in range(count)]
-    jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, target is None) for worker in workers]
-    with running([*jobs, *beside], threads):
+    words = [a for a in arrays.values() if isinstance(a, Packed)]
+    jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, words, target is None) for worker in workers]
+    with running([*jobs, *beside], threads, then):
         yield
+    if any(worker.failed == ODD for worker in workers):
+        raise OddWords
     for bad in (worker.failed for worker in workers):
         if bad >= 0:
-            tiles, packed = shared["blocks"].shape[2], [a for a in arrays.values() if isinstance(a, Packed)]
-            packed[bad // tiles // frames].complain(bad // tiles % frames, bad % tiles)
+            tiles = words[0].blocks.shape[1]
+            words[bad // tiles // frames].complain(bad // tiles % frames, bad % tiles)
     if isinstance(reasons, Tally):
         reasons.counts += sum(worker.counts for worker in workers)
         reasons.missing_frames += int(np.count_nonzero(sum(worker.lacking for worker in workers) == pixels))
@@ -241,7 +255,6 @@ def _shared(
     count = len(ranges) if room else 0
     return {
         "packed": np.array([names.index(n) for n in packed], np.int64),
-        "blocks": np.stack([a.blocks for a in packed.values()]) if packed else np.zeros((0, 0, 0, 2), np.int64),
         "absent": np.zeros((0, 0), bool) if missing is None else missing.reshape(frames, pixels),
         "fill": np.array([np.nan if program.fill is None else program.fill], program.dtype).view(np.uint8),
         "ranges": np.array(ranges, np.int64),
@@ -288,11 +301,20 @@ def _worker(
 
 
 def _work(
-    stream: Any, kernel: int, worker: _Worker, pixels: int, shared: Mapping[str, Array], compressed: bool
+    stream: Any,
+    kernel: int,
+    worker: _Worker,
+    pixels: int,
+    shared: Mapping[str, Array],
+    words: Sequence[Packed],
+    compressed: bool,
 ) -> None:
     """Compute ranges of tiles as long as there are any; notes which block could not be decoded."""
     from gaincal.kernels.stream import GROUP, PLANES_BYTES
 
+    if not all(packed.arrive() for packed in words):
+        worker.failed = ODD
+        return
     size = shared["fill"].size
     room = PLANES_BYTES + GROUP * BLOCK * (shared["packed"].size * WORD_BYTES + (size if compressed else 0))
     counted = GROUP if shared["held"].size else 0
@@ -303,7 +325,7 @@ def _work(
             worker.tables,
             worker.rows,
             shared["packed"],
-            shared["blocks"],
+            np.stack([packed.blocks for packed in words]) if words else np.zeros((0, 0, 0, 2), np.int64),
             shared["absent"],
             shared["fill"],
             pixels,

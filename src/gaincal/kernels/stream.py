@@ -20,6 +20,7 @@ from gaincal.kernels.machine import (
     call_kernel,
     call_lz4,
     call_pread,
+    call_yield,
     gather_words,
     load_big_endian,
     load_byte,
@@ -98,7 +99,7 @@ def read_bytes(pread: int, descriptor: int, place: int, size: int, target: int) 
 
 
 @njit("void(int64, int64[:, ::1], int64[::1], uint8[::1])", **_OPTIONS)  # type: ignore[untyped-decorator]
-def read_chunks(pread: int, chunks: Array, counter: Array, fits: Array) -> None:
+def read_chunks(pread: int, chunks: Array, counters: Array, fits: Array) -> None:
     """Read chunks, and note where their blocks lie, as long as there are any that no other thread has taken.
 
     Parameters
@@ -107,18 +108,26 @@ def read_chunks(pread: int, chunks: Array, counter: Array, fits: Array) -> None:
         Address of the function of that name.
     chunks : ndarray (chunk, 8) of int64
         File descriptor, place in the file, address of room, bytes, and what `index_chunk` takes besides.
-    counter : ndarray (1,) of int64
-        How many chunks have been taken.
+    counters : ndarray (2,) of int64
+        How many chunks have been taken, and how many of them are there.
     fits : ndarray (chunk,) of uint8
         Receives 1 for each chunk that was read as a whole and is just as it must be.
     """
     while True:
-        k = next_number(counter.ctypes.data)
+        k = next_number(counters.ctypes.data)
         if k >= len(chunks):
             return
         descriptor, place, start, size, checksummed, elements, blocks, count = chunks[k]
         if read_bytes(pread, descriptor, place, size, start):
             fits[k] = index_chunk(start, size, checksummed != 0, elements, blocks, count)
+        next_number(counters.ctypes.data + 8)
+
+
+@njit("void(int64, int64, int64[::1])", **_OPTIONS)  # type: ignore[untyped-decorator]
+def wait_for_chunks(sched_yield: int, count: int, counters: Array) -> None:
+    """Wait until all of so many chunks are there, which other threads read."""
+    while np.int64(load_number(counters.ctypes.data + 8)) < count:
+        call_yield(sched_yield)
 
 
 @njit(**_OPTIONS)  # type: ignore[untyped-decorator]

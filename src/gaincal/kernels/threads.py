@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 
 from gaincal.kernels.arithmetic import ieee
 
@@ -36,10 +37,11 @@ def run_all(jobs: Sequence[Job], threads: int) -> None:
 
 
 @contextmanager
-def running(jobs: Sequence[Job], threads: int) -> Iterator[None]:
+def running(jobs: Sequence[Job], threads: int, then: Job | None = None) -> Iterator[None]:
     """As `run_all`, while the calling thread does something else before it helps.
 
-    After an error of its own no further job begins, either.
+    After an error of its own no further job begins, either.  If another thread helps, it goes on with `then`, for which
+    nobody waits: it must own all that it touches.
     """
     left, errors = deque(enumerate(jobs)), dict[int, BaseException]()
 
@@ -56,15 +58,31 @@ def running(jobs: Sequence[Job], threads: int) -> Iterator[None]:
                 errors[number] = error
                 left.clear()
 
-    helpers = []
+    idle = Lock()
+
+    def work_and_go_on() -> None:
+        try:
+            work()
+        finally:
+            idle.release()
+        if then is not None:
+            then()
+
+    helpers, last = [], None
     try:
-        for _ in range(min(threads, len(jobs)) - 1):
+        count = min(threads, len(jobs)) - 1
+        for _ in range(count - (then is not None)):
             helpers.append(_pool(os.getpid(), threads).submit(work))
+        if then is not None and count > 0:
+            idle.acquire()
+            last = _pool(os.getpid(), threads).submit(work_and_go_on)
         yield
         work()
     finally:
         left.clear()
         wait([h for h in helpers if not h.cancel()])  # interrupted or not
+        if last is not None and not last.cancel():
+            idle.acquire()
     if errors:
         raise errors[min(errors)]
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gaincal.calibration import Calibration
+from gaincal.errors import FileError
 from gaincal.formulas.program import Program
 from gaincal.grouped import GroupedProgram
 from gaincal.kernels.arithmetic import ieee
 from gaincal.kernels.memory import empty_aligned
-from gaincal.kernels.pipeline import Results, blank, evaluating, interpret, whole_tiles, worth_compiling
+from gaincal.kernels.packed import OddWords
+from gaincal.kernels.pipeline import (
+    MIN_SHARED_WORDS,
+    Results,
+    blank,
+    evaluating,
+    interpret,
+    whole_tiles,
+    worth_compiling,
+)
 from gaincal.kernels.results import Chunks, Tally
-from gaincal.kernels.threads import Job, run_all, running
+from gaincal.kernels.threads import Job, running
 from gaincal.nexus.packing import Packing
 from gaincal.nexus.words import Readable
 
@@ -55,6 +66,15 @@ class Fetch:
         """What is left to read, without HDF5."""
         return [job for packing in self.packings.values() for job in packing.jobs]
 
+    def holds(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...]) -> bool:
+        """Whether these are the frames and pixels."""
+        return isinstance(frames, range) and (frames, start, count) == (self.frames, self.start, self.count)
+
+    def read(self) -> None:
+        """Read what no other thread reads."""
+        for packing in self.packings.values():
+            packing.read()
+
 
 class Evaluation:
     """Computes one program from words, block by block.
@@ -77,6 +97,8 @@ class Evaluation:
         needed = calibration.large.keys() & {c.name for c in program.constants}
         self.grouped = GroupedProgram(calibration, program) if needed else None
         self._compiled = False
+        self._lock = Lock()
+        self._ahead: Fetch | None = None
         self.tiled = whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
@@ -102,15 +124,40 @@ class Evaluation:
         for frames in self._blocks(start[0], count[0], self._frames_at_once(count[1:])):
             here = _moved(as_slice(frames), start[0])
             value, reasons = _room(values, here), None if flags is None else _room(flags, here)
-            fetch = self._fetch(frames, start[1:], count[1:])
-            run_all(fetch.jobs, self.threads)
-            with self._computing(fetch, Results(value, reasons), ()):
-                pass
+            self._compute(frames, start[1:], count[1:], Results(value, reasons))
             if not isinstance(here, slice):
                 values[here] = value.reshape(len(frames), *count[1:])
                 if flags is not None and reasons is not None:
                     flags[here] = reasons.reshape(len(frames), *count[1:])
         return values, flags
+
+    def _compute(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> None:
+        """Compute a box; where it follows the last one, a thread that is done begins to read the one behind it."""
+        fetch, then = self._taken(frames, start, count)
+        try:
+            with self._computing(fetch, results, (), then):
+                pass
+        except OddWords:
+            with self._computing(replace(fetch, packings={}), results, ()):
+                pass
+
+    def _taken(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Fetch, Job | None]:
+        """A box, which may have been read already, and what reads the one behind it if somebody reads in order."""
+        with self._lock:
+            ahead, self._ahead = self._ahead, None
+        expected = ahead if ahead is not None and ahead.holds(frames, start, count) else None
+        fetch = expected if expected is not None and expected.packings else self._fetch(frames, start, count)
+        behind = range(int(frames[-1]) + 1, min(int(frames[-1]) + 1 + len(frames), self.shape[0]))
+        shared = len(frames) * math.prod(count) >= MIN_SHARED_WORDS
+        if self.threads == 1 or not shared or not fetch.packings or not behind:
+            return fetch, None
+        following = Fetch(behind, start, count, True, {})
+        if expected is not None:
+            with suppress(FileError):  # whoever asks for these frames is told
+                following = self._fetch(behind, start, count)
+        with self._lock:
+            self._ahead = following
+        return fetch, following.read if following.packings else None
 
     def blocks(self, first: int, count: int, most: int) -> Sequence[Frames]:
         """Frames that are computed together, at most so many, in the order in which constants serve longest."""
@@ -147,7 +194,8 @@ class Evaluation:
         beside : sequence of callables
             What else to do meanwhile.
         """
-        with self._computing(fetch, Results(chunks, tally), beside):
+        fit = {name: packing for name, packing in fetch.packings.items() if packing.arrive()}
+        with self._computing(replace(fetch, packings=fit), Results(chunks, tally), beside):
             yield
 
     def _frames_at_once(self, pixels: tuple[int, ...]) -> int:
@@ -167,11 +215,15 @@ class Evaluation:
         return Fetch(frames, start, count, self._compiled, packings)
 
     @contextmanager
-    def _computing(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> Iterator[None]:
-        with ieee(), self._begun(fetch, results, beside):
+    def _computing(
+        self, fetch: Fetch, results: Results, beside: Sequence[Job], then: Job | None = None
+    ) -> Iterator[None]:
+        with ieee(), self._begun(fetch, results, beside, then):
             yield
 
-    def _begun(self, fetch: Fetch, results: Results, beside: Sequence[Job]) -> AbstractContextManager[None]:
+    def _begun(
+        self, fetch: Fetch, results: Results, beside: Sequence[Job], then: Job | None
+    ) -> AbstractContextManager[None]:
         """What computes a box: all of it is done when it is left, and all that needs HDF5 already."""
         words, missing = self._words(fetch)
         frames = as_slice(fetch.frames)
@@ -179,7 +231,7 @@ class Evaluation:
         if fetch.compiled:
             arrays = self.calibration.by_frame(self.program, words, frames, window)
             plan = self.calibration.plan(self.program, len(fetch.frames), window)
-            return evaluating(plan, arrays, results, self.threads, missing, beside)
+            return evaluating(plan, arrays, results, self.threads, missing, beside, then)
         if self.grouped is not None and self.tiled and not isinstance(results.value, np.ndarray):
             plan, arrays = self.grouped.plan(words, frames, self.threads)
             return evaluating(plan, arrays, results, self.threads, missing, beside)
@@ -201,9 +253,8 @@ class Evaluation:
         words: dict[str, Any] = {}
         missing = None
         for name in self._wanted():
-            stored = fetch.packings[name].packed() if name in fetch.packings else None
-            if stored is not None:
-                words[name] = stored
+            if name in fetch.packings:
+                words[name] = fetch.packings[name].packed()
                 continue
             words[name], absent = self._read(name, fetch)
             if absent is not None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from gaincal.kernels.libraries import pread
+from gaincal.kernels.libraries import system
 from gaincal.kernels.memory import ALIGNMENT, empty_aligned
 from gaincal.kernels.packed import BLOCK, WORD_BYTES, Packed
 from gaincal.kernels.threads import Job
@@ -99,13 +99,13 @@ class Packing:
         self._room = empty_aligned((int(edges[-1]) if rows else 0,), np.uint8)
         self._wanted[1:, TARGET] = edges[:-1]
         self._wanted[:, TARGET] += self._room.ctypes.data
-        self._fits, self._counter = np.zeros(len(rows), np.uint8), np.zeros(1, np.int64)
+        self._fits, self._counters = np.zeros(len(rows), np.uint8), np.zeros(2, np.int64)
         self._shares = min(shares, len(rows))
 
     @property
     def jobs(self) -> list[Job]:
         """What there is to do, at the same time and without HDF5."""
-        return [self._read] * self._shares
+        return [self.read] * self._shares
 
     def _rows(self, piece: Piece, planned: Plan) -> Iterator[tuple[int, ...]]:
         """What `gaincal.kernels.stream.read_chunks` wants to know of each chunk, but for where it goes."""
@@ -120,16 +120,24 @@ class Packing:
                 blocks = begin + frame * by_frame + tiles.start * by_tile
                 yield descriptor, place, 0, size, checksummed, elements, blocks, tiles.stop - tiles.start
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read what no other thread reads."""
         from gaincal.kernels.stream import read_chunks
 
-        read_chunks(pread(), self._wanted, self._counter, self._fits)
+        read_chunks(system("pread"), self._wanted, self._counters, self._fits)
 
-    def packed(self) -> Packed | None:
-        """The words, once all jobs are done; None if a chunk cannot be read, or is not just as it must be."""
-        if not self._fits.all():
-            return None
-        return Packed(self._blocks, self._pixels, self._room, partial(_complain, self._pieces, *self._frames))
+    def arrive(self) -> bool:
+        """Read what no other thread reads, and wait for the rest; False if a chunk is not just as it must be."""
+        from gaincal.kernels.stream import wait_for_chunks
+
+        self.read()
+        wait_for_chunks(system("sched_yield"), len(self._fits), self._counters)
+        return bool(self._fits.all())
+
+    def packed(self) -> Packed:
+        """The words, which may still be on their way."""
+        complain = partial(_complain, self._pieces, *self._frames)
+        return Packed(self._blocks, self._pixels, self._room, complain, self.arrive)
 
 
 def _complain(pieces: Sequence[tuple[Piece, Plan]], first: int, count: int, frame: int, tile: int) -> NoReturn:

@@ -245,7 +245,7 @@ class Words:
         if packing is None:
             return None
         run_all(packing.jobs, threads)
-        return packing.packed()
+        return packing.packed() if packing.arrive() else None
 
     def _jobs(
         self, piece: Piece, wanted: Box, words: Array, missing: npt.NDArray[np.bool_], known: bool
