@@ -58,7 +58,7 @@ def call_pread(_context: Any, _function: Any, _descriptor: Any, _target: Any, _s
 
 @intrinsic  # type: ignore[untyped-decorator]
 def call_yield(_context: Any, _function: Any) -> Any:
-    """``int function(void)``, as POSIX declares sched_yield; memory may be another afterwards."""
+    """``int function(void)``, as POSIX declares sched_yield."""
 
     def codegen(context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(_INT32, [])
@@ -70,11 +70,24 @@ def call_yield(_context: Any, _function: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def next_number(_context: Any, _counter: Any) -> Any:
-    """The 64-bit number at an address, which threads share: each gets another, from 0 on."""
+    """The 64-bit number at an address, which threads share: each gets another, from 0 on.
+
+    Who sees a number counted sees everything that was stored before.
+    """
 
     def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
         address = b.inttoptr(arguments[0], _INT64.as_pointer())
-        return b.atomic_rmw("add", address, ir.Constant(_INT64, 1), "monotonic")
+        return b.atomic_rmw("add", address, ir.Constant(_INT64, 1), "acq_rel")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def shared_number(_context: Any, _counter: Any) -> Any:
+    """The 64-bit number at an address, as far as threads have counted it with `next_number`."""
+
+    def codegen(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+        return b.load_atomic(b.inttoptr(arguments[0], _INT64.as_pointer()), "acquire", 8)
 
     return types.int64(types.int64), codegen
 

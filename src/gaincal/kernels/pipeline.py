@@ -32,7 +32,7 @@ WORDS_PER_PIECE = 1 << 20
 MIN_SHARED_WORDS = 1 << 20
 """Fewer are computed sooner than another thread is awake."""
 ODD = -2
-"""In place of the block that could not be decoded: some are not as they must be."""
+"""In place of the block that could not be decoded: `OddWords`."""
 UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 

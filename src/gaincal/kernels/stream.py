@@ -28,6 +28,7 @@ from gaincal.kernels.machine import (
     load_word,
     next_number,
     prefetch,
+    shared_number,
     spread_elements,
     store_big_endian,
     store_byte,
@@ -126,7 +127,7 @@ def read_chunks(pread: int, chunks: Array, counters: Array, fits: Array) -> None
 @njit("void(int64, int64, int64[::1])", **_OPTIONS)  # type: ignore[untyped-decorator]
 def wait_for_chunks(sched_yield: int, count: int, counters: Array) -> None:
     """Wait until all of so many chunks are there, which other threads read."""
-    while np.int64(load_number(counters.ctypes.data + 8)) < count:
+    while shared_number(counters.ctypes.data + 8) < count:
         call_yield(sched_yield)
 
 

@@ -40,8 +40,8 @@ def run_all(jobs: Sequence[Job], threads: int) -> None:
 def running(jobs: Sequence[Job], threads: int, then: Job | None = None) -> Iterator[None]:
     """As `run_all`, while the calling thread does something else before it helps.
 
-    After an error of its own no further job begins, either.  If another thread helps, it goes on with `then`, for which
-    nobody waits: it must own all that it touches.
+    After an error of its own no further job begins, either.  Where more than one thread has something to do, another
+    one than this goes on with `then`, for which nobody waits: it must own all that it touches.
     """
     left, errors = deque(enumerate(jobs)), dict[int, BaseException]()
 
@@ -81,10 +81,13 @@ def running(jobs: Sequence[Job], threads: int, then: Job | None = None) -> Itera
     finally:
         left.clear()
         wait([h for h in helpers if not h.cancel()])  # interrupted or not
-        if last is not None and not last.cancel():
+        late = last is not None and last.cancel()
+        if last is not None and not late:
             idle.acquire()
     if errors:
         raise errors[min(errors)]
+    if late and then is not None:
+        _pool(os.getpid(), threads).submit(then)
 
 
 @lru_cache(maxsize=4)
