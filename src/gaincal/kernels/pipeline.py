@@ -31,8 +31,6 @@ WORDS_PER_PIECE = 1 << 20
 """The same where their values are compressed: each makes a piece of every chunk."""
 MIN_SHARED_WORDS = 1 << 20
 """Fewer are computed sooner than another thread is awake."""
-ODD = -2
-"""In place of the block that could not be decoded: `OddWords`."""
 UNCOMPILED_WORDS = 2 << 20
 """So many words are computed faster by NumPy than a program is compiled."""
 
@@ -211,7 +209,7 @@ def _streaming(
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, words, target is None) for worker in workers]
     with running([*jobs, *beside], threads, then):
         yield
-    if any(worker.failed == ODD for worker in workers):
+    if not all(packed.arrive() for packed in words):
         raise OddWords
     for bad in (worker.failed for worker in workers):
         if bad >= 0:
@@ -309,11 +307,10 @@ def _work(
     words: Sequence[Packed],
     compressed: bool,
 ) -> None:
-    """Compute ranges of tiles as long as there are any; notes which block could not be decoded."""
+    """Compute ranges of tiles as long as there are any, of words as they must be; notes which block was not decoded."""
     from gaincal.kernels.stream import GROUP, PLANES_BYTES
 
     if not all(packed.arrive() for packed in words):
-        worker.failed = ODD
         return
     size = shared["fill"].size
     room = PLANES_BYTES + GROUP * BLOCK * (shared["packed"].size * WORD_BYTES + (size if compressed else 0))

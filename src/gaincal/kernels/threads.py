@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import lru_cache
-from threading import Lock
+from functools import lru_cache, partial
 
 from gaincal.kernels.arithmetic import ieee
 
@@ -58,36 +57,27 @@ def running(jobs: Sequence[Job], threads: int, then: Job | None = None) -> Itera
                 errors[number] = error
                 left.clear()
 
-    idle = Lock()
-
-    def work_and_go_on() -> None:
-        try:
-            work()
-        finally:
-            idle.release()
-        if then is not None:
-            then()
-
-    helpers, last = [], None
+    helpers = []
     try:
-        count = min(threads, len(jobs)) - 1
-        for _ in range(count - (then is not None)):
+        for _ in range(min(threads, len(jobs)) - 1):
             helpers.append(_pool(os.getpid(), threads).submit(work))
-        if then is not None and count > 0:
-            idle.acquire()
-            last = _pool(os.getpid(), threads).submit(work_and_go_on)
+        if then is not None and helpers:
+            helpers[0].add_done_callback(partial(_go_on, then, threads))  # called when who waits has been told
         yield
         work()
     finally:
         left.clear()
         wait([h for h in helpers if not h.cancel()])  # interrupted or not
-        late = last is not None and last.cancel()
-        if last is not None and not late:
-            idle.acquire()
     if errors:
         raise errors[min(errors)]
-    if late and then is not None:
+
+
+def _go_on(then: Job, threads: int, helper: Future[None]) -> None:
+    """Do something in the thread of a helper that is done, or in another one if none was awake in time to help."""
+    if helper.cancelled():
         _pool(os.getpid(), threads).submit(then)
+    else:
+        then()
 
 
 @lru_cache(maxsize=4)
