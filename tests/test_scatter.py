@@ -330,6 +330,7 @@ def _slow() -> None:
 
 
 def test_a_killed_worker_loses_nothing(client: Client, plain: Run, out: Path) -> None:
+    client.wait_for_workers(2)
     client.run(_slow)
     victim = next(iter(client.run(os.getpid).values()))
 
@@ -341,7 +342,7 @@ def test_a_killed_worker_loses_nothing(client: Client, plain: Run, out: Path) ->
         seen.append(done)
 
     try:
-        done = apply_on(client, plain.master, out, **COUNTS, progress=kill)
+        done = apply_on(client, plain.master, out, **COUNTS, jobs=2, progress=kill)
     finally:
         client.restart()
     assert len(seen) == 8
