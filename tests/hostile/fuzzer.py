@@ -277,8 +277,7 @@ class Decoder:
         packed = Packed(blocks.reshape(1, tiles, 2), elements, [stored], complain)
         try:
             plan = Plan.of(Prepared(self.program, {}, elements), len(out))
-            with kernel_pipeline.evaluating(plan, {"raw": packed}, Results(out), 1):
-                pass
+            kernel_pipeline.begin(plan, {"raw": packed}, Results(out), 1).finish()
         except BadChunk:
             return None
         finally:

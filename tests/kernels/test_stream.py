@@ -20,7 +20,7 @@ from gaincal.formulas.program import MISSING_BIT, Program
 from gaincal.kernels import pipeline
 from gaincal.kernels.blocks import Plan
 from gaincal.kernels.packed import BLOCK, Packed
-from gaincal.kernels.pipeline import Results, evaluating, interpret, streams
+from gaincal.kernels.pipeline import Results, begin, interpret, streams
 from gaincal.kernels.prepared import Prepared
 from gaincal.kernels.results import Chunks, Tally
 from gaincal.kernels.stream import GROUP
@@ -118,8 +118,7 @@ def evaluate(
     program: Program, arrays: Mapping[str, Any], results: Results, threads: int, missing: Missing | None
 ) -> None:
     """Compute a block with compiled code."""
-    with evaluating(plan(program, arrays, results.shape), arrays, results, threads, missing):
-        pass
+    begin(plan(program, arrays, results.shape), arrays, results, threads, missing).finish()
 
 
 def compiled(threads: int, missing: Missing | None = None) -> Way:

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from gaincal.kernels.threads import run_all, running
+from gaincal.kernels.threads import Work, run_all
 
 
 def wait_and_note(seconds: float, note: list[int], number: int) -> None:
@@ -118,32 +118,68 @@ def test_jobs_after_a_failure_run_as_if_nothing_had_been() -> None:
     assert sorted(done) == list(range(10))
 
 
-def test_nobody_waits_for_what_a_helper_goes_on_with() -> None:
-    goes_on, over = threading.Event(), threading.Event()
-
-    def then() -> None:
-        over.wait(10)
-        goes_on.set()
-
+def test_work_begins_before_its_caller_helps_and_ends_with_it() -> None:
     done: list[int] = []
-    with running([partial(wait_and_note, 0.01, done, k) for k in range(4)], 2, then):
-        pass
+    with Work([partial(done.append, k) for k in range(4)], 2):
+        deadline = time.monotonic() + 10
+        while len(done) < 4:
+            assert time.monotonic() < deadline, "nobody begins"
+            time.sleep(0.001)
     assert sorted(done) == [0, 1, 2, 3]
-    assert not goes_on.is_set()
-    over.set()
-    assert goes_on.wait(10)
 
 
-def test_a_single_thread_goes_on_with_nothing() -> None:
+def test_one_thread_begins_when_its_caller_ends_it() -> None:
     done: list[int] = []
-    with running([partial(done.append, 1)], 1, partial(done.append, 2)):
-        pass
-    assert done == [1]
+    with Work([partial(done.append, 1)] * 3, 1, partial(done.append, 2)):
+        time.sleep(0.01)
+        assert done == []
+    assert done == [1, 1, 1, 2]
 
 
-def test_jobs_of_a_helper_that_would_go_on_complain_as_others_do() -> None:
+def test_work_is_taken_up_in_the_order_in_which_it_was_begun() -> None:
+    over, done = threading.Event(), list[str]()
+    first = Work([partial(over.wait, 10), lambda: done.append("first")], 2)
+    second = Work([lambda: done.append("second")] * 2, 2)
+    time.sleep(0.02)
+    over.set()
+    first.finish()
+    second.finish()
+    assert done == ["first", "second", "second"]
+
+
+def test_what_comes_afterwards_is_left_after_a_complaint() -> None:
     def fail() -> None:
         raise ValueError("job")
 
-    with pytest.raises(ValueError, match="job"), running([fail] * 4, 2, lambda: None):
+    done: list[int] = []
+    with pytest.raises(ValueError, match="job"), Work([fail] * 4, 2, partial(done.append, 1)):
         pass
+    assert done == []
+
+
+def test_an_error_of_the_caller_ends_work() -> None:
+    note: list[int] = []
+    jobs = [partial(wait_and_note, 0.05, note, k) for k in range(6)]
+    with pytest.raises(RuntimeError, match="caller"), Work(jobs, 2):
+        raise RuntimeError("caller")
+    count = len(note)
+    time.sleep(0.1)
+    assert len(note) == count
+
+
+def test_an_interruption_while_it_waits_is_raised_when_nobody_runs() -> None:
+    note: list[int] = []
+    begun = threading.Event()
+
+    def interrupt() -> None:
+        begun.set()
+        time.sleep(0.1)
+        _thread.interrupt_main()
+        time.sleep(0.2)
+        note.append(1)
+
+    work = Work([interrupt, partial(note.append, 2)], 2)
+    assert begun.wait(10)
+    with pytest.raises(KeyboardInterrupt):
+        work.finish()
+    assert sorted(note) == [1, 2]

@@ -1,10 +1,11 @@
-"""Blocks of frames that are read in order: the next one is read before anybody asks, and nothing else changes."""
+"""Blocks of frames that are read in order: the next one is computed before anybody asks, and nothing else changes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from gaincal.calibration import RawLayout, bind
 from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
 from gaincal.kernels import reference
+from gaincal.kernels.packed import OddWords
 from gaincal.nexus import evaluate
 from gaincal.nexus.evaluate import Evaluation
+from gaincal.nexus.packing import Packing
 from gaincal.nexus.trust import Resolver
 from gaincal.nexus.words import Words
 
@@ -84,19 +87,20 @@ def require_same(found: Array, expected: Array) -> None:
 
 
 def ahead_frames(evaluation: Evaluation) -> range | None:
-    """Frames that are there, or soon will be, though nobody has asked for them."""
-    ahead = evaluation._ahead
-    if ahead is None or not ahead.packings:
+    """Frames that are computed, or soon will be, though nobody has asked for them."""
+    expected = evaluation._expected
+    if expected is None or expected.begun is None:
         return None
-    packing, deadline = ahead.packings["raw"], time.monotonic() + 10
-    while packing._counters[1] < len(packing._fits):
-        assert time.monotonic() < deadline, "nobody reads"
+    _, _, block = expected.begun
+    deadline = time.monotonic() + 10
+    while not all(helper.done() for helper in block.work._helpers):
+        assert time.monotonic() < deadline, "nobody computes"
         time.sleep(0.001)
-    assert isinstance(ahead.frames, range)
-    return ahead.frames
+    assert isinstance(block.fetch.frames, range)
+    return block.fetch.frames
 
 
-def test_blocks_in_order_are_read_before_somebody_asks(opened: tuple[Path, Evaluation], expected: Array) -> None:
+def test_blocks_in_order_are_computed_before_somebody_asks(opened: tuple[Path, Evaluation], expected: Array) -> None:
     _, evaluation = opened
     found, ahead = [], []
     for first in range(0, FRAMES, BLOCK):
@@ -120,7 +124,7 @@ def test_another_number_of_frames_is_not_what_was_read(opened: tuple[Path, Evalu
         require_same(block(evaluation, first, number), expected[first : first + number])
 
 
-def test_windows_and_single_frames_are_not_read_ahead(opened: tuple[Path, Evaluation], expected: Array) -> None:
+def test_windows_and_single_frames_are_not_computed_ahead(opened: tuple[Path, Evaluation], expected: Array) -> None:
     _, evaluation = opened
     for first in range(0, 12, 4):
         window = evaluation.read((first, 0, 100), (4, SIDE, 50))[0]
@@ -131,7 +135,7 @@ def test_windows_and_single_frames_are_not_read_ahead(opened: tuple[Path, Evalua
         assert ahead_frames(evaluation) is None
 
 
-def test_one_thread_reads_what_it_is_asked_for(run: Path, expected: Array) -> None:
+def test_one_thread_computes_what_it_is_asked_for(run: Path, expected: Array) -> None:
     with Resolver(run) as resolver:
         evaluation = evaluation_of(resolver, 1)
         for first in range(0, 12, BLOCK):
@@ -186,17 +190,54 @@ def test_a_chunk_that_cannot_be_one_spoils_only_its_own_block(copied: Path, expe
 def test_files_may_be_closed_while_a_block_is_on_its_way(
     copied: Path, monkeypatch: pytest.MonkeyPatch, expected: Array
 ) -> None:
-    read = evaluate.Fetch.read
+    read = Packing.read
 
-    def late(self: evaluate.Fetch) -> None:
+    def late(self: Packing) -> None:
         time.sleep(0.2)
         read(self)
 
-    monkeypatch.setattr(evaluate.Fetch, "read", late)
+    monkeypatch.setattr(Packing, "read", late)
     with Resolver(copied) as resolver:
         evaluation = evaluation_of(resolver, 2)
         for first in (0, 4):
             require_same(block(evaluation, first), expected[first : first + BLOCK])
     assert ahead_frames(evaluation) == range(8, 12)
-    assert evaluation._ahead is not None
-    assert evaluation._ahead.packings["raw"].arrive()
+    assert evaluation._expected is not None
+    assert evaluation._expected.begun is not None
+    values, _, begun = evaluation._expected.begun
+    with suppress(OddWords):  # the words may have arrived before the file was closed
+        begun.work.finish()
+        require_same(values, expected[8:12])
+
+
+def test_reasons_and_values_are_not_taken_for_each_other(opened: tuple[Path, Evaluation], expected: Array) -> None:
+    _, evaluation = opened
+    wanted = evaluation.read((0, 0, 0), (FRAMES, *PIXELS), with_flags=True)[1]
+    assert wanted is not None
+    for first, with_flags in [(0, False), (4, False), (8, True), (12, True), (16, False)]:
+        values, flags = evaluation.read((first, 0, 0), (BLOCK, *PIXELS), with_flags)
+        require_same(values, expected[first : first + BLOCK])
+        assert (flags is not None) == with_flags
+        if flags is not None:
+            np.testing.assert_array_equal(flags, wanted[first : first + BLOCK])
+
+
+def test_a_read_of_many_blocks_begins_one_before_the_last_is_done(
+    opened: tuple[Path, Evaluation], monkeypatch: pytest.MonkeyPatch, expected: Array
+) -> None:
+    _, evaluation = opened
+    monkeypatch.setattr(evaluate, "BLOCK_BYTES", BLOCK * SIDE * SIDE * 2)
+    events: list[str] = []
+    for name in ("_begin", "_finish"):
+        monkeypatch.setattr(Evaluation, name, noting(events, name, getattr(Evaluation, name)))
+    require_same(evaluation.read((0, 0, 0), (FRAMES, *PIXELS))[0], expected)
+    assert events == ["_begin", *["_begin", "_finish"] * 5, "_finish"]
+
+
+def noting(events: list[str], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any) -> Any:
+        if arguments[1] is not None:
+            events.append(name)
+        return method(*arguments)
+
+    return noted

@@ -105,8 +105,7 @@ def store(evaluation: Evaluation, chunks: Chunks, tally: Tally) -> None:
     """Compute the first frames, as many as there is room for."""
     fetch = evaluation.fetch(np.arange(chunks.frames))
     run_all(fetch.jobs, evaluation.threads)
-    with evaluation.storing(fetch, chunks, tally):
-        pass
+    evaluation.storing(fetch, chunks, tally).finish()
 
 
 def require_same_bits(
@@ -345,8 +344,7 @@ def test_large_constants_are_taken_label_by_label(
         assert np.array_equal(cells[np.concatenate(blocks)], sorted(cells.tolist()))
         for frames in blocks:
             chunks = Chunks(len(frames), values[0].size, values.dtype, values.dtype.kind == "i")
-            with evaluation.storing(evaluation.fetch(frames), chunks, counted):
-                pass
+            evaluation.storing(evaluation.fetch(frames), chunks, counted).finish()
             assert read_back(chunks, tmp_path).tobytes() == values[frames].tobytes()
     whole = Tally(values.shape[1:])
     whole.add(flags.reshape(FRAMES, -1))
@@ -371,8 +369,7 @@ def test_planes_of_a_run_are_read_once_though_few_are_held(tmp_path: Path, monke
         blocks, tally = evaluation.blocks(0, FRAMES, 3), Tally(pixels)
         for frames in blocks:
             chunks = Chunks(len(frames), 3 * 64 * 128, np.dtype(np.float32), False)
-            with evaluation.storing(evaluation.fetch(frames), chunks, tally):
-                pass
+            evaluation.storing(evaluation.fetch(frames), chunks, tally).finish()
     for name, planes in {"thresholds": 2, "offset": 3, "relative_gain": 3}.items():
         values = bound.large[name].values
         assert isinstance(values, InSlabs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import pairwise
@@ -21,7 +20,7 @@ from gaincal.kernels.memory import empty_aligned
 from gaincal.kernels.packed import BLOCK, STEP, WORD_BYTES, OddWords, Packed
 from gaincal.kernels.results import BITS, LANES, Chunks, Tally, compressed_room
 from gaincal.kernels.rows import Rows
-from gaincal.kernels.threads import Job, running
+from gaincal.kernels.threads import Job, Work
 
 Array = npt.NDArray[Any]
 Missing = npt.NDArray[np.bool_] | None
@@ -98,17 +97,15 @@ def interpret(program: Program, arrays: Mapping[str, Array], results: Results, m
     results.take(value, flags)
 
 
-@contextmanager
-def evaluating(
+def begin(
     plan: Plan,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
     missing: Missing = None,
     beside: Sequence[Job] = (),
-    then: Job | None = None,
-) -> Iterator[None]:
-    """Compute a block with compiled code, where it `streams` while the calling thread does something else.
+) -> Work:
+    """Begin to compute a block with compiled code; where it `streams`, the calling thread may do something else.
 
     Parameters
     ----------
@@ -121,28 +118,23 @@ def evaluating(
         Where words are missing, beside what compressed ones know themselves.
     beside : sequence of callables
         What else to do meanwhile.
-    then : callable, optional
-        What a thread may do that is no longer needed, while the caller goes on.
 
-    Raises
-    ------
-    OddWords
-        If compressed words are not as they must be; nothing was computed.
+    Returns
+    -------
+    Work
+        To be finished, which raises OddWords if compressed words are not as they must be; nothing was computed then.
     """
     plain = isinstance(results.value, np.ndarray) and not isinstance(results.flags, Tally)
     packed = any(isinstance(a, Packed) for a in arrays.values())
     if packed or not plain:
         if streams(plan, packed, results):
-            with _streaming(plan, arrays, results, threads, missing, beside, then):
-                yield
-            return
+            return _stream(plan, arrays, results, threads, missing, beside)
         assert not packed
     value, flags = results.arrays(np.dtype(plan.program.dtype))
     plan.evaluate(arrays, value, flags, threads)  # type: ignore[arg-type]
     blank(plan.program, value, flags, missing)
     results.take(value, flags)
-    with running(beside, threads):
-        yield
+    return Work(beside, threads)
 
 
 def blank(program: Program, value: Array, flags: npt.NDArray[np.uint32] | None, missing: Missing) -> None:
@@ -169,36 +161,34 @@ def whole_tiles(runs: tuple[int, ...], pixels: tuple[int, ...]) -> bool:
 
 @dataclass
 class _Worker:
-    """What nobody but one thread may touch: addresses, and what it counts."""
+    """What nobody but one thread may touch: addresses, what owns the memory there, and what it counts."""
 
     tables: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     lacking: npt.NDArray[np.int64]
+    kept: object
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BITS, np.int64))
     failed: int = -1
 
 
-@contextmanager
-def _streaming(
+def _stream(
     plan: Plan,
     arrays: Mapping[str, Array | Packed],
     results: Results,
     threads: int,
     missing: Missing,
     beside: Sequence[Job],
-    then: Job | None,
-) -> Iterator[None]:
-    from gaincal.kernels.compiled_checksum import fletcher32
+) -> Work:
+    """Begin to compute tile by tile."""
     from gaincal.kernels.stream import make_stream
 
     (frames, pixels), program = results.shape, plan.program
     value, reasons = results.value, results.flags
     target = value.values if isinstance(value, Chunks) else value
-    streaming = False
+    streaming, counting = False, isinstance(reasons, Tally)
     if target is not None and not isinstance(reasons, np.ndarray):
         rows = Rows.of(target)
         streaming = all(blocks.leaves_cache(rows, first) for first, _ in plan.edges)
-    counting = isinstance(reasons, Tally)
     kernel, tables = plan.tables(reasons is not None, counting, streaming, threads)
     placed = plan.place(tables, arrays, frames)
     stream = make_stream(np.dtype(program.dtype).itemsize, target is None, counting)
@@ -207,10 +197,18 @@ def _streaming(
     workers = [_worker(plan, tables, placed, target, results) for _ in range(count)]
     words = [a for a in arrays.values() if isinstance(a, Packed)]
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, words, target is None) for worker in workers]
-    with running([*jobs, *beside], threads, then):
-        yield
+    return Work([*jobs, *beside], threads, partial(_complete, results, workers, words, shared))
+
+
+def _complete(
+    results: Results, workers: Sequence[_Worker], words: Sequence[Packed], shared: Mapping[str, Array]
+) -> None:
+    """Put together what all threads have found."""
+    from gaincal.kernels.compiled_checksum import fletcher32
+
     if not all(packed.arrive() for packed in words):
         raise OddWords
+    (frames, pixels), value, reasons = results.shape, results.value, results.flags
     for bad in (worker.failed for worker in workers):
         if bad >= 0:
             tiles = words[0].blocks.shape[1]
@@ -295,7 +293,7 @@ def _worker(
         own[:, given.index(name)] = start
     wanted = 1 if results.flags is None else 3 if isinstance(results.flags, Tally) else 2
     own[:, len(given) : len(given) + wanted] = starts[-3:][:wanted]
-    return _Worker(own, rows, np.zeros(frames, np.int64))
+    return _Worker(own, rows, np.zeros(frames, np.int64), (plan, placed, results))
 
 
 def _work(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import lru_cache
 
 from gaincal.kernels.arithmetic import ieee
 
@@ -20,67 +19,89 @@ def available_threads() -> int:
     return int(granted) if granted.isdecimal() and int(granted) > 0 else len(os.sched_getaffinity(0))
 
 
-def run_all(jobs: Sequence[Job], threads: int) -> None:
-    """Run jobs, at most so many at a time, one of which in the calling thread; raises what the first of them raised.
+class Work:
+    """Jobs that threads of the pool have begun with, and that the calling thread ends.
 
-    After an error no further job begins.  Returns only when none of them runs any more: they write
-    into arrays that must outlive them.  All of them compute as IEEE 754 says.
+    As a context, the calling thread does something else before it helps.  Jobs own all that they touch: work
+    that nobody ends any more goes on until its jobs are done.
+
+    Parameters
+    ----------
+    jobs : sequence of callables
+        They compute as IEEE 754 says; after an error no further one begins.
+    threads : int
+        Most of them at a time, one of which in the thread that ends it.
+    afterwards : callable, optional
+        What to do when all jobs are done.
     """
-    if threads == 1 or len(jobs) == 1:
-        with ieee():
-            for job in jobs:
-                job()
-        return
-    with running(jobs, threads):
-        pass
 
+    def __init__(self, jobs: Sequence[Job], threads: int, afterwards: Job | None = None) -> None:
+        self._left, self._errors, self._afterwards = deque(enumerate(jobs)), dict[int, BaseException](), afterwards
+        pool = _pool(os.getpid(), threads)
+        self._helpers = [pool.submit(self._help) for _ in range(min(threads, len(jobs)) - 1)]
 
-@contextmanager
-def running(jobs: Sequence[Job], threads: int, then: Job | None = None) -> Iterator[None]:
-    """As `run_all`, while the calling thread does something else before it helps.
+    def finish(self) -> None:
+        """Help, wait for those who still run, and raise what the first of the jobs that failed has raised."""
+        try:
+            self._help()
+        finally:
+            self.stop()
+        if self._errors:
+            raise self._errors[min(self._errors)]
+        if self._afterwards is not None:
+            self._afterwards()
 
-    After an error of its own no further job begins, either.  Where more than one thread has something to do, another
-    one than this goes on with `then`, for which nobody waits: it must own all that it touches.
-    """
-    left, errors = deque(enumerate(jobs)), dict[int, BaseException]()
+    def stop(self) -> None:
+        """Begin no further job; returns when none runs, and only then raises an interruption."""
+        self._left.clear()
+        helpers, interrupted = [h for h in self._helpers if not h.cancel()], None
+        while helpers:
+            try:
+                helpers = list(wait(helpers).not_done)
+            except KeyboardInterrupt as error:
+                interrupted = error
+        if interrupted is not None:
+            raise interrupted
+
+    def __enter__(self) -> None:
+        """Go on with something else."""
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """End it."""
+        if error is None:
+            self.finish()
+        else:
+            self.stop()
 
     @ieee()
-    def work() -> None:
-        while left:
+    def _help(self) -> None:
+        """Do what nobody has begun with."""
+        while self._left:
             try:
-                number, job = left.popleft()
+                number, job = self._left.popleft()
             except IndexError:  # another thread was faster
                 return
             try:
                 job()
             except BaseException as error:
-                errors[number] = error
-                left.clear()
-
-    helpers = []
-    try:
-        for _ in range(min(threads, len(jobs)) - 1):
-            helpers.append(_pool(os.getpid(), threads).submit(work))
-        if then is not None and helpers:
-            helpers[0].add_done_callback(partial(_go_on, then, threads))  # called when who waits has been told
-        yield
-        work()
-    finally:
-        left.clear()
-        wait([h for h in helpers if not h.cancel()])  # interrupted or not
-    if errors:
-        raise errors[min(errors)]
+                self._errors[number] = error
+                self._left.clear()
 
 
-def _go_on(then: Job, threads: int, helper: Future[None]) -> None:
-    """Do something in the thread of a helper that is done, or in another one if none was awake in time to help."""
-    if helper.cancelled():
-        _pool(os.getpid(), threads).submit(then)
-    else:
-        then()
+def run_all(jobs: Sequence[Job], threads: int) -> None:
+    """Run jobs as `Work`, in the calling thread where that is enough."""
+    if threads == 1 or len(jobs) == 1:
+        with ieee():
+            for job in jobs:
+                job()
+        return
+    Work(jobs, threads).finish()
 
 
 @lru_cache(maxsize=4)
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """One pool per process: a forked child needs its own, so the process is part of the key."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="gaincal")
+    """One pool per process: a forked child needs its own, so the process is part of the key.
+
+    It has room for the helpers of one caller: they take up work in the order in which it was begun.
+    """
+    return ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="gaincal")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
@@ -22,14 +22,14 @@ from gaincal.kernels.packed import OddWords
 from gaincal.kernels.pipeline import (
     MIN_SHARED_WORDS,
     Results,
+    begin,
     blank,
-    evaluating,
     interpret,
     whole_tiles,
     worth_compiling,
 )
 from gaincal.kernels.results import Chunks, Tally
-from gaincal.kernels.threads import Job, running
+from gaincal.kernels.threads import Job, Work
 from gaincal.nexus.packing import Packing
 from gaincal.nexus.words import Readable
 
@@ -66,14 +66,44 @@ class Fetch:
         """What is left to read, without HDF5."""
         return [job for packing in self.packings.values() for job in packing.jobs]
 
-    def holds(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...]) -> bool:
-        """Whether these are the frames and pixels."""
-        return isinstance(frames, range) and (frames, start, count) == (self.frames, self.start, self.count)
 
-    def read(self) -> None:
-        """Read what no other thread reads."""
-        for packing in self.packings.values():
-            packing.read()
+@dataclass(frozen=True)
+class Begun:
+    """Frames that threads have begun to compute: where their words and results are, and what is left to do."""
+
+    fetch: Fetch
+    results: Results
+    work: Work
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A box of values that somebody may ask for.
+
+    Parameters
+    ----------
+    start, count : tuple of int
+        First index and length along every dim, frames first.
+    with_flags : bool
+    """
+
+    start: tuple[int, ...]
+    count: tuple[int, ...]
+    with_flags: bool
+
+    def behind(self, frames: int) -> Wanted | None:
+        """The same of as many frames behind these, or of those that a run has left."""
+        first = self.start[0] + self.count[0]
+        number = min(self.count[0], frames - first)
+        return replace(self, start=(first, *self.start[1:]), count=(number, *self.count[1:])) if number > 0 else None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The block that follows the last one, and its values and flags if threads have begun to compute them."""
+
+    wanted: Wanted
+    begun: tuple[Array, Flags | None, Begun] | None
 
 
 class Evaluation:
@@ -98,7 +128,7 @@ class Evaluation:
         self.grouped = GroupedProgram(calibration, program) if needed else None
         self._compiled = False
         self._lock = Lock()
-        self._ahead: Fetch | None = None
+        self._expected: Expected | None = None
         self.tiled = whole_tiles(calibration.runs(program), calibration.layout.pixels)
 
     def read(
@@ -117,47 +147,69 @@ class Evaluation:
         values : ndarray
         flags : ndarray of uint32, or None
         """
-        values = empty_aligned(count, self.dtype)
-        flags = empty_aligned(count, np.uint32) if with_flags else None
+        wanted, most = Wanted(start, count, with_flags), self._frames_at_once(count[1:])
         if 0 in count:
-            return values, flags
-        for frames in self._blocks(start[0], count[0], self._frames_at_once(count[1:])):
+            return self._empty(wanted)
+        blocks = self._blocks(start[0], count[0], most)
+        if len(blocks) == 1 and isinstance(blocks[0], range):
+            return self._block(wanted)
+        values, flags = self._empty(wanted)
+        last: Begun | None = None
+        for frames in blocks:
             here = _moved(as_slice(frames), start[0])
             value, reasons = _room(values, here), None if flags is None else _room(flags, here)
-            self._compute(frames, start[1:], count[1:], Results(value, reasons))
+            try:
+                begun = self._begin(self._fetch(frames, start[1:], count[1:]), Results(value, reasons))
+            finally:
+                self._finish(last)
+            last = begun
             if not isinstance(here, slice):
+                self._finish(begun)
                 values[here] = value.reshape(len(frames), *count[1:])
                 if flags is not None and reasons is not None:
                     flags[here] = reasons.reshape(len(frames), *count[1:])
+        self._finish(last)
         return values, flags
 
-    def _compute(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...], results: Results) -> None:
-        """Compute a box; where it follows the last one, a thread that is done begins to read the one behind it."""
-        fetch, then = self._taken(frames, start, count)
-        try:
-            with self._computing(fetch, results, (), then):
-                pass
-        except OddWords:
-            with self._computing(replace(fetch, packings={}), results, ()):
-                pass
+    def _block(self, wanted: Wanted) -> tuple[Array, Flags | None]:
+        """Compute a block; where it follows the last one, threads that are done go on with the one behind it."""
+        with self._lock:
+            expected, self._expected = self._expected, None
+        in_order = expected is not None and expected.wanted == wanted
+        begun = expected.begun if expected is not None and in_order else None
+        values, flags, block = begun or self._begin_block(wanted, self._fetch_block(wanted))
+        behind = wanted.behind(self.shape[0])
+        shared = self.threads > 1 and math.prod(wanted.count) >= MIN_SHARED_WORDS
+        if behind is not None and shared and block.fetch.packings:
+            following = Expected(behind, self._ahead(behind) if in_order else None)
+            with self._lock:
+                self._expected = following
+        self._finish(block)
+        return values, flags
 
-    def _taken(self, frames: Frames, start: tuple[int, ...], count: tuple[int, ...]) -> tuple[Fetch, Job | None]:
-        """A box, which may have been read already, and what reads the one behind it if somebody reads in order."""
-        with self._lock:
-            ahead, self._ahead = self._ahead, None
-        expected = ahead if ahead is not None and ahead.holds(frames, start, count) else None
-        fetch = expected if expected is not None and expected.packings else self._fetch(frames, start, count)
-        behind = range(int(frames[-1]) + 1, min(int(frames[-1]) + 1 + len(frames), self.shape[0]))
-        shared = len(frames) * math.prod(count) >= MIN_SHARED_WORDS
-        if self.threads == 1 or not shared or not fetch.packings or not behind:
-            return fetch, None
-        following = Fetch(behind, start, count, True, {})
-        if expected is not None:
-            with suppress(FileError):  # whoever asks for these frames is told
-                following = self._fetch(behind, start, count)
-        with self._lock:
-            self._ahead = following
-        return fetch, following.read if following.packings else None
+    def _ahead(self, wanted: Wanted) -> tuple[Array, Flags | None, Begun] | None:
+        """Begin with a block that nobody has asked for, if it can be done without HDF5."""
+        with suppress(FileError):  # whoever asks for these frames is told
+            fetch = self._fetch_block(wanted)
+            if len(fetch.packings) == len(self._wanted()):
+                return self._begin_block(wanted, fetch)
+        return None
+
+    def _begin_block(self, wanted: Wanted, fetch: Fetch) -> tuple[Array, Flags | None, Begun]:
+        """Begin with a block whose results are arrays of its own."""
+        values, flags = self._empty(wanted)
+        frames = len(values)
+        results = Results(values.reshape(frames, -1), None if flags is None else flags.reshape(frames, -1))
+        return values, flags, self._begin(fetch, results)
+
+    def _fetch_block(self, wanted: Wanted) -> Fetch:
+        first, number = wanted.start[0], wanted.count[0]
+        return self._fetch(range(first, first + number), wanted.start[1:], wanted.count[1:])
+
+    def _empty(self, wanted: Wanted) -> tuple[Array, Flags | None]:
+        """Arrays for values, and flags if they are wanted."""
+        flags = empty_aligned(wanted.count, np.uint32) if wanted.with_flags else None
+        return empty_aligned(wanted.count, self.dtype), flags
 
     def blocks(self, first: int, count: int, most: int) -> Sequence[Frames]:
         """Frames that are computed together, at most so many, in the order in which constants serve longest."""
@@ -179,8 +231,7 @@ class Evaluation:
         """Begin with whole frames: everything that needs HDF5 to know where they lie."""
         return self._fetch(frames, (0,) * len(self.shape[1:]), self.shape[1:])
 
-    @contextmanager
-    def storing(self, fetch: Fetch, chunks: Chunks, tally: Tally, beside: Sequence[Job] = ()) -> Iterator[None]:
+    def storing(self, fetch: Fetch, chunks: Chunks, tally: Tally, beside: Sequence[Job] = ()) -> Work:
         """Compute whole frames on their way into a file, where possible while the caller does something else.
 
         Parameters
@@ -195,8 +246,7 @@ class Evaluation:
             What else to do meanwhile.
         """
         fit = {name: packing for name, packing in fetch.packings.items() if packing.arrive()}
-        with self._computing(replace(fetch, packings=fit), Results(chunks, tally), beside):
-            yield
+        return self._begin(replace(fetch, packings=fit), Results(chunks, tally), beside).work
 
     def _frames_at_once(self, pixels: tuple[int, ...]) -> int:
         words = max(w.dtype.itemsize for w in self.words.values()) * len(self.words)
@@ -214,27 +264,28 @@ class Evaluation:
                     packings[name] = packing
         return Fetch(frames, start, count, self._compiled, packings)
 
-    @contextmanager
-    def _computing(
-        self, fetch: Fetch, results: Results, beside: Sequence[Job], then: Job | None = None
-    ) -> Iterator[None]:
-        with ieee(), self._begun(fetch, results, beside, then):
-            yield
+    def _finish(self, begun: Begun | None) -> None:
+        """Finish a block; where compressed words are not as they must be, what reads the others finds out why."""
+        if begun is None:
+            return
+        try:
+            begun.work.finish()
+        except OddWords:
+            self._begin(replace(begun.fetch, packings={}), begun.results).work.finish()
 
-    def _begun(
-        self, fetch: Fetch, results: Results, beside: Sequence[Job], then: Job | None
-    ) -> AbstractContextManager[None]:
-        """What computes a box: all of it is done when it is left, and all that needs HDF5 already."""
+    @ieee()
+    def _begin(self, fetch: Fetch, results: Results, beside: Sequence[Job] = ()) -> Begun:
+        """Begin to compute a box: what needs HDF5 is done, and all of it where it cannot be done in pieces."""
         words, missing = self._words(fetch)
         frames = as_slice(fetch.frames)
         window = tuple(slice(s, s + n) for s, n in zip(fetch.start, fetch.count, strict=True))
         if fetch.compiled:
             arrays = self.calibration.by_frame(self.program, words, frames, window)
             plan = self.calibration.plan(self.program, len(fetch.frames), window)
-            return evaluating(plan, arrays, results, self.threads, missing, beside, then)
+            return Begun(fetch, results, begin(plan, arrays, results, self.threads, missing, beside))
         if self.grouped is not None and self.tiled and not isinstance(results.value, np.ndarray):
             plan, arrays = self.grouped.plan(words, frames, self.threads)
-            return evaluating(plan, arrays, results, self.threads, missing, beside)
+            return Begun(fetch, results, begin(plan, arrays, results, self.threads, missing, beside))
         if self.grouped is not None:
             value, flags = results.arrays(self.dtype)
             self.grouped.evaluate(words, frames, window, value, flags, self.threads)
@@ -242,7 +293,7 @@ class Evaluation:
             results.take(value, flags)
         else:
             interpret(self.program, self.calibration.block(self.program, words, frames, window), results, missing)
-        return running(beside, self.threads)
+        return Begun(fetch, results, Work(beside, self.threads))
 
     def _wanted(self) -> list[str]:
         """The words that are needed."""

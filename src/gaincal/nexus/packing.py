@@ -100,7 +100,7 @@ class Packing:
         self._wanted[1:, TARGET] = edges[:-1]
         self._wanted[:, TARGET] += self._room.ctypes.data
         self._fits, self._counters = np.zeros(len(rows), np.uint8), np.zeros(2, np.int64)
-        self._shares = min(shares, len(rows))
+        self._shares, self._arrived = min(shares, len(rows)), False
 
     @property
     def jobs(self) -> list[Job]:
@@ -130,8 +130,10 @@ class Packing:
         """Read what no other thread reads, and wait for the rest; False if a chunk is not just as it must be."""
         from gaincal.kernels.stream import wait_for_chunks
 
-        self.read()
-        wait_for_chunks(system("sched_yield"), len(self._fits), self._counters)
+        if not self._arrived:
+            self.read()
+            wait_for_chunks(system("sched_yield"), len(self._fits), self._counters)
+            self._arrived = True
         return bool(self._fits.all())
 
     def packed(self) -> Packed:
