@@ -159,9 +159,10 @@ class Plan:
         known = self._tables.get(key)
         if known is None:
             found = {id(p): p.tables(*key, threads) for p in {id(s.prepared): s.prepared for s in self.shares}.values()}
-            own = [(share, found[id(share.prepared)]) for share in self.shares]
-            rows = [t.rows[share.run] - share.origin * t.steps for share, t in own]
-            known = self._tables[key] = own[0][1].kernel, np.array(rows)
+            own = [found[id(share.prepared)] for share in self.shares]
+            rows = np.array([t.rows[share.run] for t, share in zip(own, self.shares, strict=True)])
+            rows -= np.array([[share.origin] for share in self.shares]) * own[0].steps
+            known = self._tables[key] = own[0].kernel, rows
         return known[0], known[1].copy()
 
     def place(
