@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gaincal import calibration
 from gaincal.calibration import Calibration, ConstantMap, RawLayout, bind
 from gaincal.errors import BindError, RequestError
 from gaincal.formulas.catalog import get
 from gaincal.formulas.formula import Formula
 from gaincal.kernels import blocks, reference
+from gaincal.kernels import windows as kernel_windows
 
 Array = npt.NDArray[Any]
 LAYOUT = RawLayout(5, (4, 6))
@@ -354,11 +354,11 @@ def test_few_windows_are_remembered() -> None:
     windows = [(slice(y, y + 1), slice(0, x)) for y in range(4) for x in range(1, 7)]
     for window in windows:
         bound.plan(program, 5, window)
-    assert len(bound._windows) <= calibration.MAX_WINDOWS < len(windows)
+    assert len(bound._windows._found) <= kernel_windows.MAX_WINDOWS < len(windows)
 
 
 def test_windows_whose_copies_are_large_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "MAX_COPIED", 100)
+    monkeypatch.setattr(kernel_windows, "MAX_COPIED", 100)
     bound = jungfrau()
     program = bound.program()
     assert bound.plan(program, 5) is bound.plan(program, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -28,17 +29,12 @@ from gaincal.kernels.blocks import Plan
 from gaincal.kernels.memory import aligned
 from gaincal.kernels.packed import Packed
 from gaincal.kernels.prepared import Prepared
+from gaincal.kernels.windows import Window, Windows
 
 Array = npt.NDArray[Any]
 Chosen = slice | npt.NDArray[np.int_]
 """Frames of a run: a slice with positive step, or their numbers."""
 MAX_LABEL = 65_535
-MAX_WINDOWS = 16
-"""Windows whose maps are remembered as the kernel takes them."""
-MAX_PLANS = 4
-"""Numbers of frames for which a window has plans."""
-MAX_COPIED = 128 << 20
-"""Bytes of them that are copies: planes of a window seldom follow each other."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +55,6 @@ class RawLayout:
     def shape(self) -> tuple[int, ...]:
         """Shape of the words, frames first."""
         return (self.frames, *self.pixels)
-
-
-@dataclass
-class _Window:
-    """What is remembered of a window: its maps, how many bytes of them are copies, and plans by number of frames."""
-
-    prepared: Prepared
-    copied: int
-    plans: dict[int, Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +89,7 @@ class Calibration:
     defaulted: frozenset[str] = frozenset()
     large: Mapping[str, LargeConstant] = field(default_factory=dict)
     counted: frozenset[str] | None = None
-    _windows: dict[object, _Window] = field(default_factory=dict, init=False, repr=False)
+    _windows: Windows = field(default_factory=Windows, init=False, repr=False)
 
     @property
     def given(self) -> frozenset[str]:
@@ -205,30 +192,15 @@ class Calibration:
 
     def plan(self, program: Program, frames: int, window: tuple[slice, ...] = ()) -> Plan:
         """What computes so many frames of a window, whichever; remembered while its maps take little room."""
-        own = self._window(program, window)
-        plan = own.plans.get(frames)
-        if plan is None:
-            if len(own.plans) >= MAX_PLANS:
-                own.plans.clear()
-            plan = own.plans[frames] = Plan.of(own.prepared, frames)
-        return plan
-
-    def _window(self, program: Program, window: tuple[slice, ...]) -> _Window:
-        """The maps of a window as the kernel takes them."""
         key = (program, tuple((s.start, s.stop, s.step) for s in window))
-        known = self._windows.get(key)
-        if known is not None:
-            return known
+        return self._windows.plan(key, frames, partial(self._window, program, window))
+
+    def _window(self, program: Program, window: tuple[slice, ...]) -> Window:
+        """The maps of a window as the kernel takes them."""
         maps = {i.name: self._map(program, i, window) for i in program.given if i.name not in program.by_frame}
         prepared = Prepared(program, maps, math.prod(self._lengths(window)), math.prod(self.runs(program, window)))
         lying = {id(a): (n, a) for run in prepared.runs for n, a in run.maps.items()}
-        copied = sum(a.nbytes for n, a in lying.values() if not np.may_share_memory(a, self.arrays[n]))
-        found, held = _Window(prepared, copied), [own.copied for own in list(self._windows.values())]
-        if len(held) >= MAX_WINDOWS or copied + sum(held) > MAX_COPIED:
-            self._windows.clear()
-        if copied <= MAX_COPIED:
-            self._windows[key] = found
-        return found
+        return Window(prepared, sum(a.nbytes for n, a in lying.values() if not np.may_share_memory(a, self.arrays[n])))
 
     def _by_frame(
         self, program: Program, item: Input | Constant, frames: Chosen, count: int, window: tuple[slice, ...]
