@@ -64,6 +64,10 @@ def assert_output(what: str, expected: str, found: str) -> None:
     )
 
 
+PROGRESS = re.compile(r"^\w+: \d+ of \d+ .*\n", re.MULTILINE)
+"""Lines of what takes long, as it does where other tests run as well."""
+
+
 def run_command(command: str, fails: bool = False) -> str:
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": search, "PYTHONWARNINGS": "error"}
@@ -71,7 +75,7 @@ def run_command(command: str, fails: bool = False) -> str:
         command, shell=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     assert (done.returncode != 0) == fails, f"{command}\n{done.stdout}"
-    return done.stdout
+    return PROGRESS.sub("", done.stdout)
 
 
 def run_python(text: str, names: dict[str, Any]) -> str:
