@@ -183,3 +183,19 @@ def test_an_interruption_while_it_waits_is_raised_when_nobody_runs() -> None:
     with pytest.raises(KeyboardInterrupt):
         work.finish()
     assert sorted(note) == [1, 2]
+
+
+def test_abandoned_work_leaves_its_threads_to_others() -> None:
+    begun, halted, done = threading.Event(), threading.Event(), list[int]()
+
+    def long() -> None:
+        begun.set()
+        halted.wait(10)
+
+    running = Work([long, partial(done.append, 1)], 2, halt=halted.set)
+    waiting = Work([partial(done.append, 2)] * 2, 2)
+    assert begun.wait(10)
+    waiting.abandon()
+    running.abandon()
+    Work([partial(done.append, 3)] * 2, 2).finish()
+    assert done == [3, 3]

@@ -21,6 +21,7 @@ from gaincal.constants import ConstantMap
 from gaincal.errors import FileError
 from gaincal.kernels import reference
 from gaincal.kernels.packed import OddWords
+from gaincal.kernels.threads import Work
 from gaincal.nexus import evaluate
 from gaincal.nexus.evaluate import Evaluation
 from gaincal.nexus.packing import Packing
@@ -116,6 +117,17 @@ def test_any_order_gives_the_same_bits(order: list[int], opened: tuple[Path, Eva
     _, evaluation = opened
     for first in order:
         require_same(block(evaluation, first), expected[first : first + BLOCK])
+
+
+def test_a_block_that_nobody_wants_after_all_is_abandoned(
+    opened: tuple[Path, Evaluation], monkeypatch: pytest.MonkeyPatch, expected: Array
+) -> None:
+    _, evaluation = opened
+    events: list[str] = []
+    monkeypatch.setattr(Work, "abandon", noting(events, "abandon", Work.abandon))
+    for first, abandoned in [(0, 0), (4, 0), (8, 0), (0, 1), (4, 1), (16, 2), (0, 2)]:
+        require_same(block(evaluation, first), expected[first : first + BLOCK])
+        assert len(events) == abandoned
 
 
 def test_another_number_of_frames_is_not_what_was_read(opened: tuple[Path, Evaluation], expected: Array) -> None:
@@ -235,8 +247,10 @@ def test_a_read_of_many_blocks_begins_one_before_the_last_is_done(
 
 
 def noting(events: list[str], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that notes that it was called, with anything at all."""
+
     def noted(*arguments: Any) -> Any:
-        if arguments[1] is not None:
+        if None not in arguments:
             events.append(name)
         return method(*arguments)
 

@@ -197,7 +197,8 @@ def _stream(
     workers = [_worker(plan, tables, placed, target, results) for _ in range(count)]
     words = [a for a in arrays.values() if isinstance(a, Packed)]
     jobs = [partial(_work, stream, kernel.address, worker, pixels, shared, words, target is None) for worker in workers]
-    return Work([*jobs, *beside], threads, partial(_complete, results, workers, words, shared))
+    halt = partial(shared["counter"].fill, len(shared["ranges"]))
+    return Work([*jobs, *beside], threads, partial(_complete, results, workers, words, shared), halt)
 
 
 def _complete(

@@ -22,8 +22,8 @@ def available_threads() -> int:
 class Work:
     """Jobs that threads of the pool have begun with, and that the calling thread ends.
 
-    As a context, the calling thread does something else before it helps.  Jobs own all that they touch: work
-    that nobody ends any more goes on until its jobs are done.
+    As a context, the calling thread does something else before it helps.  Jobs own all that they touch, so that
+    work may be abandoned.
 
     Parameters
     ----------
@@ -33,10 +33,15 @@ class Work:
         Most of them at a time, one of which in the thread that ends it.
     afterwards : callable, optional
         What to do when all jobs are done.
+    halt : callable, optional
+        Has jobs end that have begun, if nobody wants what they do.
     """
 
-    def __init__(self, jobs: Sequence[Job], threads: int, afterwards: Job | None = None) -> None:
-        self._left, self._errors, self._afterwards = deque(enumerate(jobs)), dict[int, BaseException](), afterwards
+    def __init__(
+        self, jobs: Sequence[Job], threads: int, afterwards: Job | None = None, halt: Job | None = None
+    ) -> None:
+        self._left, self._errors = deque(enumerate(jobs)), dict[int, BaseException]()
+        self._afterwards, self._halt = afterwards, halt
         pool = _pool(os.getpid(), threads)
         self._helpers = [pool.submit(self._help) for _ in range(min(threads, len(jobs)) - 1)]
 
@@ -62,6 +67,14 @@ class Work:
                 interrupted = error
         if interrupted is not None:
             raise interrupted
+
+    def abandon(self) -> None:
+        """Nobody will finish it: its threads are free as soon as may be."""
+        self._left.clear()
+        for helper in self._helpers:
+            helper.cancel()
+        if self._halt is not None:
+            self._halt()
 
     def __enter__(self) -> None:
         """Go on with something else."""

@@ -176,7 +176,10 @@ class Evaluation:
         with self._lock:
             expected, self._expected = self._expected, None
         in_order = expected is not None and expected.wanted == wanted
-        begun = expected.begun if expected is not None and in_order else None
+        begun = None if expected is None else expected.begun
+        if begun is not None and not in_order:
+            begun[2].work.abandon()
+            begun = None
         values, flags, block = begun or self._begin_block(wanted, self._fetch_block(wanted))
         behind = wanted.behind(self.shape[0])
         shared = self.threads > 1 and math.prod(wanted.count) >= MIN_SHARED_WORDS
