@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from gaincal import progress
 from gaincal.cli import main
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
@@ -40,6 +42,8 @@ LONGEST = (
 
 # Small as the runs of tests are, they are worth compiling here; tests of NumPy's own way say so.
 pipeline.UNCOMPILED_WORDS = -1
+# A machine with other work would show progress where others have nothing to say yet; tests of progress ask for it.
+progress.LOG_INTERVAL = math.inf
 
 Array = npt.NDArray[Any]
 PHOTON_ENERGY = 12.4

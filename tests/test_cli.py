@@ -25,6 +25,7 @@ from gaincal import __version__, progress
 from gaincal.cli import main
 from gaincal.formulas.catalog import source
 from gaincal.formulas.formula import Formula
+from gaincal.kernels.libraries import plugins
 
 HEAVY = ("numba", "llvmlite", "xarray", "dask", "matplotlib", "pandas", "scipy")
 MAIN = "from gaincal.cli import main; main(prog_name='gaincal')"
@@ -332,6 +333,45 @@ def test_an_interrupt_leaves_no_file(bench: Bench, monkeypatch: pytest.MonkeyPat
     before = sorted(os.listdir(bench.directory))
     assert gaincal("apply", bench.master, "-o", bench / "out.nxs").code != 0
     assert sorted(os.listdir(bench.directory)) == before
+
+
+# --- processes of their own ----------------------------------------------------------------
+
+
+def in_a_process(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What a shell makes of a command, in whose process nobody has imported anything."""
+    program = f'gaincal() {{ {sys.executable} -c "{MAIN}" "$@"; }}; {command}'
+    found = os.environ | environment
+    return subprocess.run(["bash", "-c", program], env=found, capture_output=True, text=True, check=False)
+
+
+def test_compressed_words_are_copied_though_nobody_has_imported_their_filter(bench: Bench) -> None:
+    constants = " ".join(bench.constants)
+    settings = f"--formula jungfrau {constants} --set photon_energy=12.4"
+    done = in_a_process(f"gaincal embed {bench.raw} -o {bench / 'copy.nxs'} --copy-raw {settings}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_plugins_that_hdf5_finds_by_itself_do_not_hinder_writing(bench: Bench) -> None:
+    counts = f"gaincal apply {bench.master} --output counts -o {bench / 'counts.nxs'}"
+    done = in_a_process(counts, HDF5_PLUGIN_PATH=plugins().PLUGIN_PATH)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nobody_needs_to_read_what_is_printed(bench: Bench) -> None:
+    done = in_a_process("gaincal formula list | true; echo ${PIPESTATUS[0]}")
+    assert done.stdout == "1\n"
+    assert done.stderr == ""
+    assert in_a_process(f"gaincal apply {bench.master} -o {bench / 'quiet.nxs'} 2>&-").returncode == 0
+
+
+def test_a_truncated_file_is_not_taken_for_a_locked_one(bench: Bench) -> None:
+    content = bench.raw.read_bytes()
+    bench.raw.write_bytes(content[:-1])
+    done = in_a_process(f"gaincal info {bench.master}")
+    bench.raw.write_bytes(content)
+    assert done.returncode == 4
+    assert "is it HDF5, and complete?" in done.stderr
 
 
 # --- progress ------------------------------------------------------------------------------

@@ -353,6 +353,15 @@ def test_what_cannot_be_is_refused(runs: list[Path], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_median_of_few_frames_is_refused(truth: DarkTruth, tmp_path: Path) -> None:
+    """The bins of their histograms would span the whole range of words."""
+    short = write_words(tmp_path / "short.h5", np.stack(list(make_darks(truth, 0, 15, wrong=0))))
+    with pytest.raises(RequestError, match="needs 16 frames of every module, here are 15: record more, or say"):
+        darks([short], tmp_path / "median.nxs", formula="jungfrau", method="median")
+    assert not (tmp_path / "median.nxs").exists()
+    darks([short], tmp_path / "mean.nxs", formula="jungfrau")
+
+
 def test_reasons_are_told_apart() -> None:
     rng = np.random.default_rng(0)
     n, frames = 2000, 100

@@ -21,6 +21,7 @@ from gaincal.formulas.formula import Formula
 from gaincal.formulas.program import RESERVED_FLAGS, Program
 from gaincal.nexus.handle import Handle
 from gaincal.nexus.read import Master
+from gaincal.nexus.trust import directories
 
 Array = npt.NDArray[Any]
 Chunks = int | str | Mapping[Any, Any] | tuple[Any, ...] | None
@@ -223,7 +224,7 @@ def open_calibrated_dataset(
         calibration=calibration,
         profile=profile,
         reasons=None if reasons is None else tuple(reasons),
-        trust=tuple(os.fspath(t) for t in trust),
+        trust=directories(trust),
         extras=extras,
     )
 
@@ -262,7 +263,7 @@ class GaincalBackend(BackendEntrypoint):
         extras: bool = True,
     ) -> xr.Dataset:
         """Build the dataset; see `open_calibrated_dataset`."""
-        options = {"trust": tuple(trust), "calibration": calibration, "inputs": dict(inputs or {})}
+        options = {"trust": directories(trust), "calibration": calibration, "inputs": dict(inputs or {})}
         options |= {"profile": profile, "reasons": None if reasons is None else tuple(reasons)}
         handle = Handle(os.fspath(filename_or_obj), options)
         master = handle.master

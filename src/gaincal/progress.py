@@ -21,6 +21,9 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     unit : str
         What is counted.
     """
+    if not sys.stderr:  # closed by who started the program
+        yield lambda _done, _total: None
+        return
     if not sys.stderr.isatty():
         yield _lines(label, unit)
         return

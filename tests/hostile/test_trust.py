@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
 import pytest
+import xarray as xr
 
 from gaincal import cli
 from gaincal.errors import TrustError
@@ -62,6 +65,16 @@ def test_siblings_and_directories_below_are_not_enough(other: str, scattered: tu
     run, home = scattered
     with pytest.raises(TrustError, match="--trust-dir"):
         opens(run, [home.parent / other])
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_directory_is_not_its_letters(kind: Callable[[Path], str | Path], scattered: tuple[Run, Path]) -> None:
+    run, home = scattered
+    opened = (info, open_calibrated, partial(xr.open_dataset, engine="gaincal"))
+    for verb in opened:
+        verb(run.master, trust=kind(home.parent / "bc"))
+        with pytest.raises(TrustError):
+            verb(run.master, trust=kind(home.parent / "b"))
 
 
 @pytest.mark.parametrize(("other", "enough"), [("bc", True), ("b", False), ("bcd", False)])

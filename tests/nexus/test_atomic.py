@@ -50,6 +50,31 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert value(target) == 7
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", tmp_path / "link", Path(os.devnull)):
+        with pytest.raises(OutputError, match="is not a regular file; choose another name"):
+            write(target, overwrite=True)
+    assert (tmp_path / "link").is_fifo()
+
+
+def test_a_link_that_leads_nowhere_is_there(tmp_path: Path) -> None:
+    (tmp_path / "out.h5").symlink_to(tmp_path / "nothing")
+    with pytest.raises(OutputError, match="exists already"):
+        write(tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
+def test_a_copy_is_for_those_whom_its_file_was_for(mode: int, tmp_path: Path) -> None:
+    source = tmp_path / "private.h5"
+    write(source)
+    source.chmod(mode)
+    with atomic_output(source, overwrite=True, start_from=source) as written:
+        written.file["y"] = 2
+    assert source.stat().st_mode & 0o777 == mode
+
+
 def test_hdf5_of_the_oldest_kind_that_all_readers_know(tmp_path: Path) -> None:
     write(tmp_path / "out.h5")
     with h5py.File(tmp_path / "out.h5") as file:

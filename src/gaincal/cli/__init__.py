@@ -41,6 +41,8 @@ class _Commands(click.Group):
         signal.signal(signal.SIGTERM, _terminate)
         try:
             return super().invoke(context)
+        except BrokenPipeError:
+            raise  # who read what is printed has gone, which click knows what to do about
         except (GaincalError, OSError, MemoryError) as error:
             if context.params.get("debug"):
                 raise

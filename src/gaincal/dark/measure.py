@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gaincal.dark.recipe import Recipe
 from gaincal.dark.series import NONE, REJECTED, Series, stretches, told
 from gaincal.errors import RequestError
-from gaincal.kernels.dark_rules import ONE_SIGMA, Moments, gate, moments
+from gaincal.kernels.dark_rules import ONE_SIGMA, WARM, Moments, gate, moments
 from gaincal.kernels.darks import COUNT_BYTES, SUM_BYTES, Histograms, Sums
 
 Array = npt.NDArray[Any]
@@ -164,6 +164,7 @@ class Survey:
         self._pass(name, histograms, batch, total, band)
         found = [self._of_histogram(histograms, k, b) for k, b in enumerate(batch)]
         if self.method.name == MEDIAN:
+            self._require_enough(histograms)
             return found
         del histograms
         width = self.method.gate
@@ -171,6 +172,14 @@ class Survey:
         sums = Sums(stages, modules, size, 0.0, windows)
         self._pass(name, sums, batch, total, band)
         return [self._of_sums(sums, k, b) for k, b in enumerate(batch)]
+
+    @staticmethod
+    def _require_enough(histograms: Histograms) -> None:
+        """Raise RequestError if a stage has too few frames to find bins as narrow as its noise."""
+        few = histograms.offered[(histograms.offered > 0) & (histograms.offered < WARM)]
+        if few.size:
+            problem = f"the median of a stage needs {WARM} frames of every module, here are {few.min()}"
+            raise RequestError(f"{problem}: record more, or say --method mean")
 
     def _pass(
         self,

@@ -23,6 +23,7 @@ PART = ".part"
 OBJECT_FORMAT = ("v110", "v110")
 COPY_BLOCK = 16 << 20
 MAX_CLAIMS = 10
+PERMISSIONS = 0o777
 BEGIN_TO_WRITE = 2
 """SYNC_FILE_RANGE_WRITE of Linux."""
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -137,6 +138,7 @@ def atomic_output(
         try:
             refuse_existing(path, overwrite)
             if start_from is not None:
+                os.fchmod(descriptor, start_from.stat().st_mode & PERMISSIONS)
                 _copy(start_from, descriptor)
             sink = _Sink(descriptor)
             mode = "w" if start_from is None else "r+"
@@ -180,8 +182,10 @@ def write_bytes(target: str | os.PathLike[str], content: bytes, *, overwrite: bo
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise OutputError if a file is there that must not be replaced."""
-    if path.exists() and not overwrite:
+    """Raise OutputError if something is there that must not be replaced: a file, or what is none, as a device."""
+    if path.exists() and not path.is_file():
+        raise OutputError(path, "", "is not a regular file", "choose another name", code="exists")
+    if os.path.lexists(path) and not overwrite:
         raise OutputError(path, "", "exists already", "choose another name or say --overwrite", code="exists")
 
 

@@ -302,6 +302,7 @@ class PlainDataset:
 
         HDF5's own copy crashes on filtered chunks that happen to be in its cache.
         """
+        plugins()  # a dataset cannot be made with filters that HDF5 does not know
         space = h5py.h5s.create_simple(self.dataset.shape)
         kind = self.dataset.id.get_type()
         copy = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, self._storage()))

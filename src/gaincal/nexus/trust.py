@@ -18,7 +18,9 @@ from types import TracebackType
 import h5py
 
 from gaincal.errors import FileError, TrustError
+from gaincal.kernels.libraries import plugins
 
+PLUGIN_VARIABLE = "HDF5_PLUGIN_PATH"
 TRUST_VARIABLE = "GAINCAL_TRUST_DIRS"
 MAX_HOPS = 32
 MAX_COMPONENTS = 64
@@ -86,6 +88,11 @@ def reading(file: str | os.PathLike[str], place: str = "") -> Iterator[None]:
         raise FileError(file, place, f"cannot be read: {text}", code="unreadable") from error
 
 
+def directories(trust: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """Directories that a user names, or the one: its letters are none, of which one would be the root."""
+    return tuple(os.fspath(t) for t in ([trust] if isinstance(trust, str | os.PathLike) else trust))
+
+
 class Resolver:
     """Opens a master file and whatever it may lead to.
 
@@ -93,7 +100,7 @@ class Resolver:
     ----------
     master : str or path
         The file that the user named.
-    trust : iterable of str or path
+    trust : iterable of str or path, or one of them
         Further directories whose files may be opened, beside the master's own and those in the
         environment variable ``GAINCAL_TRUST_DIRS``.
 
@@ -106,7 +113,7 @@ class Resolver:
     def __init__(self, master: str | os.PathLike[str], trust: Iterable[str | os.PathLike[str]] = ()) -> None:
         self.master = Path(os.path.realpath(master))
         listed = os.environ.get(TRUST_VARIABLE, "").split(os.pathsep)
-        trusted = [*trust, *(d for d in listed if d)]
+        trusted = [*directories(trust), *(d for d in listed if d)]
         self.roots = [self.master.parent, *(Path(os.path.realpath(t)) for t in trusted)]
         self._files: dict[Path, h5py.File] = {}
         self.named = os.fspath(master)
@@ -237,12 +244,14 @@ class Resolver:
             os.close(descriptor)
         if not regular:
             raise TrustError(shown, "", "is not a regular file", code="not-a-file")
+        if os.environ.get(PLUGIN_VARIABLE):
+            plugins()  # a filter that HDF5 finds there first may not be able to write, and stays while words are open
         try:
             self._files[real] = h5py.File(real, "r", locking="best-effort")
         except OSError as error:
             remedy = (
                 "if it is being written, or on NFS or GPFS: set HDF5_USE_FILE_LOCKING=FALSE"
-                if "lock" in str(error)
+                if "lock file" in str(error)
                 else "is it HDF5, and complete?"
             )
             raise FileError(shown, "", f"cannot be opened: {error}", remedy, code="not-hdf5") from None
