@@ -183,6 +183,20 @@ def offered(file: h5py.File) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize("frames", [SHAPE[0] - 1, SHAPE[0] + 1])
+def test_ids_of_another_raw_file_are_not_passed_over(frames: int, raw: Path, master: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "ids.h5", "w") as file:
+        file["pulse"] = np.arange(SHAPE[0])
+    made(raw, master, ids={"pulse_id": f"{tmp_path / 'ids.h5'}::/pulse"})
+    with h5py.File(raw, "r+") as file:
+        words = file["data"][()]
+        del file["data"]
+        file["data"] = np.resize(words, (frames, *words.shape[1:]))
+    with pytest.raises(FileError, match=f"pulse_id: has {SHAPE[0]} values, the words have {frames} frames"):
+        open_calibrated(master)
+    assert [f.code for f in validate(master)] == ["wrong-shape"]
+
+
 def test_a_plain_file_becomes_a_master_in_place(raw: Path) -> None:
     with h5py.File(raw) as file:
         words = file["data"][()]

@@ -36,7 +36,7 @@ CANARY = b"TOP-SECRET-"
 LIMIT_SECONDS = 2.0
 """Of CPU time, which other processes do not make longer; who waits for ever runs out of patience."""
 PEAK = 128 << 20
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 BATCH = 250
 EXIT_CODES = {"FileError": 4, "TrustError": 5, "BindError": 6, "RequestError": 2, "OutputError": 7}
 

@@ -274,13 +274,17 @@ def _layout(formula: Formula, words: Mapping[str, Words]) -> RawLayout:
 
 
 def read_ids(resolver: Resolver, detector: Place, frames: int) -> dict[str, Array]:
-    """Numeric fields with one value per frame, beside the words."""
+    """Numeric fields with one value per frame, beside the words; raises FileError if one has too many or too few."""
     group = resolver.find(names.RAW_GROUP, detector)
     found: dict[str, Array] = {}
     for name in resolver.members(group) if group else []:
         member = resolver.walk(group, name) if group and name != names.RAW_FIELD else None
-        if member is None or not isinstance(member.item, h5py.Dataset) or member.item.shape != (frames,):
+        if member is None or not isinstance(member.item, h5py.Dataset) or member.item.ndim != 1:
             continue
-        if element_type(member).kind in "iuf":
-            found[name] = read_array(member)
+        if element_type(member).kind not in "iuf":
+            continue
+        if member.item.shape != (frames,):
+            problem = f"has {member.item.size} values, the words have {frames} frames"
+            raise member.error(problem, "if the raw file is another one than it was: embed it", code="wrong-shape")
+        found[name] = read_array(member)
     return found
