@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,20 @@ def test_a_broken_module_is_named_and_measured(tmp_path: Path, how: str) -> None
     assert verdict(rules.values()) == BAD
 
 
+def test_constants_that_are_all_wrong_are_not_good(tmp_path: Path) -> None:
+    """They leave no zero-photon peak in any module, and so nothing that the other rules could judge."""
+    found, peaks, _ = look(make_run(tmp_path))
+    rules = {r.name: r for r in judge_run(found, [replace(p, zero=None, photon=None) for p in peaks])}
+    assert (rules["no-zero-peak"].state, rules["no-zero-peak"].value) == (DOUBTFUL, 1)
+    assert {rules[n].state for n in ("odd-noise", "too-low", "zero-off", "gain-off", "noise")} == {NOT_JUDGED}
+    assert verdict(rules.values()) == DOUBTFUL
+
+
 def test_what_nobody_stated_is_not_judged(tmp_path: Path) -> None:
     _, peaks, rules = look(make_run(tmp_path, settings={}))
     judged = {name for name, rule in rules.items() if rule.state != NOT_JUDGED}
-    assert judged == {"words-missing", "without-value", "no-stage", "odd-noise", "too-low"}
-    assert all("photon energy" in r.why for n, r in rules.items() if n not in judged)
+    assert judged == {"words-missing", "without-value", "no-stage", "no-zero-peak", "odd-noise", "too-low"}
+    assert all("nobody stated" in r.why for n, r in rules.items() if n not in judged)
     assert all(p.zero is not None and p.photon is None for p in peaks)
 
 

@@ -19,12 +19,14 @@ OFF_ZERO = (0.05, 0.15)
 DRIFT = (0.05, 0.15)
 OFF_GAIN = (0.02, 0.05)
 NOISE = (0.2, 0.35)
+NO_ZERO = (0.0, np.inf)
 ODD_NOISE = (2.0, 4.0)
 """Limits above which a run is doubtful, and bad: shares, photons, and the last one a factor."""
 BELOW = 2.5
 """Widths below the zero-photon peak where Gaussian noise has about 1 % of the values that are below its centre."""
 NO_PHOTON = "nobody stated the photon energy: --set photon_energy=KEV"
 NO_PEAK = "no such peak in the spectrum"
+NO_VALUES = "no pixel has a value"
 
 
 def judge_run(statistics: Statistics, peaks: Sequence[PartPeaks]) -> list[Rule]:
@@ -56,7 +58,7 @@ def _share(name: str, text: str, values: dict[str, float], limits: tuple[float, 
 
 def _rules_of_peaks(found: Statistics, peaks: Sequence[PartPeaks]) -> list[Rule]:
     photon = found.photon
-    rules = [_odd_noise(found, peaks), _too_low(found, peaks)]
+    rules = [_no_zero(found, peaks), _odd_noise(found, peaks), _too_low(found, peaks)]
     if photon is None:
         lacking = (("zero-off", OFF_ZERO), ("drift", DRIFT), ("gain-off", OFF_GAIN), ("noise", NOISE))
         texts = ("zero-photon peak off zero", "drift of the zero-photon peak", "photon peak off its place", "noise")
@@ -99,6 +101,22 @@ def _odd_noise(found: Statistics, peaks: Sequence[PartPeaks]) -> Rule:
     factors |= {name: np.inf for name, width in widths.items() if width is None and there[name]}
     value, where = worst(factors)
     return Rule("odd-noise", text, value, *ODD_NOISE, "x", where, "no zero-photon peak" if value == np.inf else "")
+
+
+def _no_zero(found: Statistics, peaks: Sequence[PartPeaks]) -> Rule:
+    """In how many modules nothing tells whether the pedestal fits: constants that are all wrong leave no peak."""
+    lacking = [p.name for k, p in enumerate(peaks) if found.valid[k] > 0 and p.zero is None]
+    there = int(np.count_nonzero(found.valid[: len(peaks)]))
+    where = lacking[0] if len(peaks) > 1 and lacking else ""
+    return Rule(
+        "no-zero-peak",
+        "modules without a zero-photon peak",
+        len(lacking) / there if there else None,
+        *NO_ZERO,
+        "%",
+        where,
+        "are constants, units and photon energy right? Very bright frames have none either" if there else NO_VALUES,
+    )
 
 
 def _too_low(found: Statistics, peaks: Sequence[PartPeaks]) -> Rule:
