@@ -5,10 +5,12 @@ from __future__ import annotations
 import _thread
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+import numpy as np
 import pytest
 
 from gaincal.kernels.threads import Work, run_all
@@ -199,3 +201,44 @@ def test_abandoned_work_leaves_its_threads_to_others() -> None:
     running.abandon()
     Work([partial(done.append, 3)] * 2, 2).finish()
     assert done == [3, 3]
+
+
+def test_an_interruption_of_a_job_is_not_lost_behind_the_error_of_another() -> None:
+    begun = threading.Event()
+
+    def fail() -> None:
+        begun.wait(10)
+        raise ValueError("job")
+
+    def interrupt() -> None:
+        begun.set()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([fail, interrupt], 2)
+
+
+def test_work_that_was_finished_holds_nothing_while_the_pool_is_busy() -> None:
+    over = threading.Event()
+    busy = Work([partial(over.wait, 10)] * 2, 2)
+    owned = np.zeros(3)
+    held = weakref.ref(owned)
+    Work([partial(id, owned)] * 2, 2, partial(id, owned)).finish()
+    del owned
+    gone = held() is None
+    over.set()
+    busy.finish()
+    assert gone
+
+
+def test_an_error_that_was_raised_does_not_keep_work_alive() -> None:
+    owned = np.zeros(3)
+    held = weakref.ref(owned)
+
+    def fail(_owned: object) -> None:
+        raise ValueError("job")
+
+    with pytest.raises(ValueError, match="job"):
+        Work([partial(fail, owned)] * 2, 1).finish()
+    del owned
+    assert held() is None

@@ -46,15 +46,20 @@ class Work:
         self._helpers = [pool.submit(self._help) for _ in range(min(threads, len(jobs)) - 1)]
 
     def finish(self) -> None:
-        """Help, wait for those who still run, and raise what the first of the jobs that failed has raised."""
+        """Help, wait for those who still run, and raise an interruption, or what the first job that failed raised."""
         try:
             self._help()
         finally:
             self.stop()
-        if self._errors:
-            raise self._errors[min(self._errors)]
-        if self._afterwards is not None:
-            self._afterwards()
+        errors, afterwards = self._errors, self._afterwards
+        self._forget()
+        try:
+            if errors:
+                raise errors[min(errors, key=lambda number: (isinstance(errors[number], Exception), number))]
+        finally:
+            errors = {}  # else it would be referred to by its own traceback
+        if afterwards is not None:
+            afterwards()
 
     def stop(self) -> None:
         """Begin no further job; returns when none runs, and only then raises an interruption."""
@@ -75,6 +80,11 @@ class Work:
             helper.cancel()
         if self._halt is not None:
             self._halt()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of arrays: a helper that was called off stays in the queue of a busy pool, and refers to this."""
+        self._errors, self._afterwards, self._halt = {}, None, None
 
     def __enter__(self) -> None:
         """Go on with something else."""
