@@ -162,8 +162,8 @@ class Evaluation:
                 begun = self._begin(self._fetch(frames, start[1:], count[1:]), Results(value, reasons))
             finally:
                 self._finish(last)
-            last = begun
-            if not isinstance(here, slice):
+            last = begun if isinstance(here, slice) else None
+            if last is None:
                 self._finish(begun)
                 values[here] = value.reshape(len(frames), *count[1:])
                 if flags is not None and reasons is not None:
