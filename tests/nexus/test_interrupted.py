@@ -138,6 +138,11 @@ def test_a_killed_run_leaves_all_or_nothing(verb: str, scene: Scene, worker: Wor
         assert ask(worker, scene, how)["exit"] == 0
         assert scene.whole(how)
         assert scene.parts == []
+    for _ in range(KILLS):  # on a busy machine no share of what it took before may fall into the writing
+        if not stale:
+            scene.reset()
+            ask(worker, scene, ways[0], "SIGKILL", 0, scene.home / f"out.nxs{PART}")
+            stale += bool(scene.parts)
     scene.reset()
     assert scene.inputs() == before
     assert stale > 0, "no kill fell into the writing"
