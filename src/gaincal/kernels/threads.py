@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 
 from gaincal.kernels.arithmetic import ieee
@@ -43,7 +43,13 @@ class Work:
         self._left, self._errors = deque(enumerate(jobs)), dict[int, BaseException]()
         self._afterwards, self._halt = afterwards, halt
         pool = _pool(os.getpid(), threads)
-        self._helpers = [pool.submit(self._help) for _ in range(min(threads, len(jobs)) - 1)]
+        self._helpers = list[Future[None]]()
+        try:
+            for _ in range(min(threads, len(jobs)) - 1):
+                self._helpers.append(pool.submit(self._help))
+        except BaseException:  # nobody can end what the caller never got
+            self.stop()
+            raise
 
     def finish(self) -> None:
         """Help, wait for those who still run, and raise an interruption, or what the first job that failed raised."""
@@ -64,10 +70,11 @@ class Work:
     def stop(self) -> None:
         """Begin no further job; returns when none runs, and only then raises an interruption."""
         self._left.clear()
-        helpers, interrupted = [h for h in self._helpers if not h.cancel()], None
-        while helpers:
+        running, interrupted = True, None
+        while running:
             try:
-                helpers = list(wait(helpers).not_done)
+                wait([h for h in self._helpers if not h.cancel()])
+                running = False
             except KeyboardInterrupt as error:
                 interrupted = error
         if interrupted is not None:

@@ -192,7 +192,7 @@ class Evaluation:
 
     def _ahead(self, wanted: Wanted) -> tuple[Array, Flags | None, Begun] | None:
         """Begin with a block that nobody has asked for, if it can be done without HDF5."""
-        with suppress(FileError):  # whoever asks for these frames is told
+        with suppress(FileError, MemoryError):  # whoever asks for these frames is told
             fetch = self._fetch_block(wanted)
             if len(fetch.packings) == len(self._wanted()):
                 return self._begin_block(wanted, fetch)
