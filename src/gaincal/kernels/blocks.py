@@ -14,7 +14,7 @@ from gaincal.formulas.checks import FRAME
 from gaincal.formulas.program import Program
 from gaincal.kernels.memory import ALIGNMENT
 from gaincal.kernels.packed import Packed
-from gaincal.kernels.prepared import Prepared, require, split_pixels
+from gaincal.kernels.prepared import Prepared, owning, require, split_pixels
 from gaincal.kernels.rows import Rows
 from gaincal.kernels.threads import run_all
 
@@ -146,12 +146,20 @@ class Plan:
         for number, result in enumerate(results, len(self.program.given)):
             tables[:, number] = result.addresses.ctypes.data
         jobs = [
-            partial(kernel, table, share.begin, share.end, share.prepared.pixels, *part)
+            partial(
+                owning,
+                (self, tables, kept, results),
+                kernel,
+                table,
+                share.begin,
+                share.end,
+                share.prepared.pixels,
+                *part,
+            )
             for share, table in zip(self.shares, addresses_of(tables), strict=True)
             for part in split_pixels(share.end - share.begin, share.first, share.last, threads)
         ]
         run_all(jobs, threads)
-        del kept
 
     def tables(self, flags: bool, marks: bool, streaming: bool, threads: int) -> tuple[Any, npt.NDArray[np.int64]]:
         """The kernel, and for every share what it wants to know; see `Prepared.tables`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -147,7 +147,8 @@ class Prepared:
             array[...] = 0
         table = np.array(self._table(kernel, run, known), np.int64)
         parts = split_pixels(1, run.first, run.last, threads)
-        jobs = [partial(kernel.prepare, table.ctypes.data, self.pixels, *part) for part in parts]
+        owners = table, known, run
+        jobs = [partial(owning, owners, kernel.prepare, table.ctypes.data, self.pixels, *part) for part in parts]
         run_all(jobs if known else [], threads)
         return known
 
@@ -163,6 +164,11 @@ def compiled(program: Program, flags: bool, marks: bool, streaming: bool) -> Any
     from gaincal.kernels.groups import Layout
 
     return compile_program(program, Layout(tuple(program.stored.items()), flags, marks, streaming))
+
+
+def owning(_owners: object, compute: Callable[..., None], *given: int) -> None:
+    """Compute what compiled code is given as addresses, whose owners live as long as the job does."""
+    compute(*given)
 
 
 def split_pixels(frames: int, first: int, last: int, threads: int) -> list[tuple[int, int]]:
