@@ -90,15 +90,15 @@ def require_same(found: Array, expected: Array) -> None:
 def ahead_frames(evaluation: Evaluation) -> range | None:
     """Frames that are computed, or soon will be, though nobody has asked for them."""
     expected = evaluation._expected
-    if expected is None or expected.begun is None:
+    if expected is None or expected.block is None:
         return None
-    _, _, block = expected.begun
+    _, _, begun = expected.block
     deadline = time.monotonic() + 10
-    while not all(helper.done() for helper in block.work._helpers):
+    while not all(helper.done() for helper in begun.work._helpers):
         assert time.monotonic() < deadline, "nobody computes"
         time.sleep(0.001)
-    assert isinstance(block.fetch.frames, range)
-    return block.fetch.frames
+    assert isinstance(begun.fetch.frames, range)
+    return begun.fetch.frames
 
 
 def test_blocks_in_order_are_computed_before_somebody_asks(opened: tuple[Path, Evaluation], expected: Array) -> None:
@@ -215,8 +215,8 @@ def test_files_may_be_closed_while_a_block_is_on_its_way(
             require_same(block(evaluation, first), expected[first : first + BLOCK])
     assert ahead_frames(evaluation) == range(8, 12)
     assert evaluation._expected is not None
-    assert evaluation._expected.begun is not None
-    values, _, begun = evaluation._expected.begun
+    assert evaluation._expected.block is not None
+    values, _, begun = evaluation._expected.block
     with suppress(OddWords):  # the words may have arrived before the file was closed
         begun.work.finish()
         require_same(values, expected[8:12])

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,14 @@ class Begun:
     work: Work
 
 
+class Block(NamedTuple):
+    """A block whose results are arrays of its own."""
+
+    values: Array
+    flags: Flags | None
+    begun: Begun
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A box of values that somebody may ask for.
@@ -100,10 +108,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Expected:
-    """The block that follows the last one, and its values and flags if threads have begun to compute them."""
+    """What follows the last block, and the block itself if threads have begun to compute it."""
 
     wanted: Wanted
-    begun: tuple[Array, Flags | None, Begun] | None
+    block: Block | None
 
 
 class Evaluation:
@@ -176,21 +184,21 @@ class Evaluation:
         with self._lock:
             expected, self._expected = self._expected, None
         in_order = expected is not None and expected.wanted == wanted
-        begun = None if expected is None else expected.begun
-        if begun is not None and not in_order:
-            begun[2].work.abandon()
-            begun = None
-        values, flags, block = begun or self._begin_block(wanted, self._fetch_block(wanted))
+        block = None if expected is None else expected.block
+        if block is not None and not in_order:
+            block.begun.work.abandon()
+            block = None
+        values, flags, begun = block or self._begin_block(wanted, self._fetch_block(wanted))
         behind = wanted.behind(self.shape[0])
         shared = self.threads > 1 and math.prod(wanted.count) >= MIN_SHARED_WORDS
-        if behind is not None and shared and block.fetch.packings:
+        if behind is not None and shared and begun.fetch.packings:
             following = Expected(behind, self._ahead(behind) if in_order else None)
             with self._lock:
                 self._expected = following
-        self._finish(block)
+        self._finish(begun)
         return values, flags
 
-    def _ahead(self, wanted: Wanted) -> tuple[Array, Flags | None, Begun] | None:
+    def _ahead(self, wanted: Wanted) -> Block | None:
         """Begin with a block that nobody has asked for, if it can be done without HDF5."""
         with suppress(FileError, MemoryError):  # whoever asks for these frames is told
             fetch = self._fetch_block(wanted)
@@ -198,12 +206,12 @@ class Evaluation:
                 return self._begin_block(wanted, fetch)
         return None
 
-    def _begin_block(self, wanted: Wanted, fetch: Fetch) -> tuple[Array, Flags | None, Begun]:
+    def _begin_block(self, wanted: Wanted, fetch: Fetch) -> Block:
         """Begin with a block whose results are arrays of its own."""
         values, flags = self._empty(wanted)
         frames = len(values)
         results = Results(values.reshape(frames, -1), None if flags is None else flags.reshape(frames, -1))
-        return values, flags, self._begin(fetch, results)
+        return Block(values, flags, self._begin(fetch, results))
 
     def _fetch_block(self, wanted: Wanted) -> Fetch:
         first, number = wanted.start[0], wanted.count[0]
